@@ -1,0 +1,290 @@
+"""Looks at the data before anything trains: leaks between splits, duplicates, broken files, labels that cannot be learnt."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .types import Data, Finding, Split
+
+PIXELS = 100_000_000  # an image of more is not decoded: 300 MB as RGB, and no model looks at that many
+# Measured: of the photographs of hymenoptera, scaled and saved anew as JPEG of quality 60, 6 bits find 99 % (2 bits: 76 %),
+# and the greys differ by at most 5; of 52 million pairs of different images (CIFAR-10, Tiny ImageNet) none passes both bounds.
+CLOSE = 6  # of the 64 bits of two images' difference hashes that may differ
+GREY = 6.0  # of 255: mean difference of two images' 16x16 greys that may remain; without it, plain backgrounds look alike
+LONG = 10_000  # characters; about 2,500 tokens, several times what a text encoder reads
+SKEW = 10  # rows of the largest class for each of the smallest
+DUPLICATE = "duplicate-across-splits"
+UNREADABLE = "unreadable"
+
+Row = tuple[str, str, str, str]  # (split, id, other split, other id)
+
+
+class _Seen(NamedTuple):
+    """What is compared of the N rows of one split; of an unreadable row, nothing is."""
+
+    exact: list[bytes | None]  # digest of the content, None where unreadable
+    near: Any  # images: (N,) uint64 difference hashes. text: N folded texts, None where no letter is left
+    grey: np.ndarray | None  # images: (N, 256) int16, the picture at 16x16
+
+
+def check(data: Data) -> list[Finding]:
+    """All that was found, errors first, then leaks, then warnings. Images are decoded, in threads; targets are class names."""
+    found: list[Finding] = []
+    skipped: list[tuple[Row, str]] = [(("", row, "", ""), why) for row, why in data.unreadable]
+    seen: dict[str, _Seen] = {}
+    for name, split in data.splits():
+        seen[name], broken = _images(split) if data.kind == "image" else _texts(split)
+        skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
+    if skipped:
+        reasons = "; ".join(f"{count} {why}" for why, count in Counter(why for _, why in skipped).most_common(3))
+        rows = tuple(row for row, _ in skipped)
+        found.append(Finding(UNREADABLE, "warning", f"{len(skipped)} rows cannot be read and are left out ({reasons})", rows))
+    for name, _ in data.splits():
+        if all(digest is None for digest in seen[name].exact):
+            found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
+    found += _across(data, seen)
+    found += _within(data, seen)
+    found += _labels(data)
+    if data.kind == "text":
+        found += _lengths(data)
+    order = ("error", "leak", "warning")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def clean(data: Data, findings: Sequence[Finding]) -> Data:
+    """The data without the rows that `check` could not read."""
+    gone = {row[:2] for finding in findings if finding.kind == UNREADABLE for row in finding.rows}
+    return _without(data, gone)
+
+
+def without_leaks(data: Data, findings: Sequence[Finding]) -> Data:
+    """The data without the rows of train that stand in validation or test too, and of validation that stand in test."""
+    gone = {row[:2] for finding in findings if finding.kind == DUPLICATE for row in finding.rows}
+    return _without(data, gone)
+
+
+def summary(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """For the report: kind, severity, message and the number of rows named."""
+    return [{"kind": f.kind, "severity": f.severity, "message": f.message, "rows": len(f.rows)} for f in findings]
+
+
+def write(findings: Sequence[Finding], path: Path) -> None:
+    """A CSV with one line for each row named, and one for a finding that names none."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("kind", "severity", "split", "id", "other_split", "other_id", "message"))
+        for finding in findings:
+            lines.writerows(
+                (finding.kind, finding.severity, *row, finding.message) for row in finding.rows or (("", "", "", ""),)
+            )
+
+
+def _without(data: Data, gone: set[tuple[str, str]]) -> Data:
+    splits = {
+        name: split.take([i for i, row in enumerate(split.ids) if (name, row) not in gone])
+        for name, split in data.splits()
+        if any((name, row) in gone for row in split.ids)
+    }
+    return data.with_splits(**splits)
+
+
+# ----------------------------------------------------------------------------------------------------- what is compared
+def fold(text: str) -> str | None:
+    """The text without case, punctuation, accents' encoding, spacing and the digits of numbers; None if no letter is left."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = " ".join(re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", text)).split())
+    return text if any(letter.isalpha() for letter in text) else None
+
+
+def _texts(split: Split) -> tuple[_Seen, list[tuple[int, str]]]:
+    exact = [_digest(text.encode("utf-8", "surrogatepass")) if text.strip() else None for text in split.inputs]
+    return _Seen(exact, [fold(text) for text in split.inputs], None), [
+        (i, "empty text") for i, key in enumerate(exact) if key is None
+    ]
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _images(split: Split) -> tuple[_Seen, list[tuple[int, str]]]:
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the bound, and it is a finding
+        warnings.simplefilter("ignore", UserWarning)  # broken EXIF and the like: the pixels decide
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            looked = list(pool.map(_image, split.inputs))
+    exact = [digest for digest, _, _, _ in looked]
+    near = np.array([code for _, code, _, _ in looked], dtype=np.uint64)
+    grey = np.stack([pixels for _, _, pixels, _ in looked]) if looked else np.empty((0, 256), np.int16)
+    return _Seen(exact, near, grey), [(i, why) for i, (_, _, _, why) in enumerate(looked) if why]
+
+
+def _image(source: Any) -> tuple[bytes | None, int, np.ndarray, str]:
+    """(digest of the content, difference hash, 16x16 greys, why it cannot be read) of a path, encoded bytes or a PIL image.
+
+    The difference hash: is each pixel of the 9x8 grey picture darker than its right neighbour? (N. Krawetz, "Kind of like
+    that", hackerfactor.com, 2013)
+    """
+    from PIL import Image
+
+    nothing = np.zeros(256, np.int16)
+    try:
+        if isinstance(source, str | Path):
+            source = Path(source).read_bytes()
+        if isinstance(source, bytes):
+            digest = _digest(source)
+            picture: Any = Image.open(io.BytesIO(source))
+        else:
+            digest = _digest(repr((source.mode, source.size)).encode() + source.tobytes())
+            picture = source
+        width, height = picture.size
+        if width * height > PIXELS:
+            return None, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
+        if hasattr(picture, "draft"):
+            picture.draft("L", (64, 64))  # JPEG only: reads all of it, but decodes to no more than is needed
+        picture = picture.convert("L")
+        small = np.asarray(picture.resize((9, 8), Image.Resampling.BOX), np.int16)
+        greys = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), np.int16).reshape(256)
+    except Image.DecompressionBombError:
+        return None, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
+    except FileNotFoundError:
+        return None, 0, nothing, "no such file"
+    except Exception as error:  # a decoder may raise anything on a broken file, and one broken file must not end the check
+        why = " ".join(str(error).split())
+        return None, 0, nothing, "not an image" if "cannot identify" in why else why[:80] or type(error).__name__
+    code = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+    return digest, code, greys, ""
+
+
+# ----------------------------------------------------------------------------------------------------------- duplicates
+def _across(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
+    """Rows of a later split that stand in an earlier one: exactly (a leak), or nearly (a warning)."""
+    found = []
+    splits = dict(data.splits())
+    for one, two in combinations(splits, 2):
+        ids, others = splits[one].ids, splits[two].ids
+        pairs = _same(seen[one].exact, seen[two].exact)
+        if pairs:
+            message = f"{len({j for _, j in pairs})} of {len(others)} rows of {two} stand in {one} as well"
+            found.append(Finding(DUPLICATE, "leak", message, tuple((one, ids[i], two, others[j]) for i, j in pairs)))
+        near = _same(seen[one].near, seen[two].near) if data.kind == "text" else _close(seen[one], seen[two])
+        exact = {*seen[one].exact, None}  # what is equal was told above, what is unreadable is like nothing
+        near = [(i, j) for i, j in near if seen[one].exact[i] is not None and seen[two].exact[j] not in exact]
+        if near:
+            message = f"{len({j for _, j in near})} of {len(others)} rows of {two} nearly stand in {one}"
+            named = tuple((one, ids[i], two, others[j]) for i, j in near)
+            found.append(Finding("near-duplicate-across-splits", "warning", message, named))
+    return found
+
+
+def _same(one: Sequence[Any], two: Sequence[Any]) -> list[tuple[int, int]]:
+    """Pairs of equal keys: each row of either side that has a partner stands in one at least, so that they stay few."""
+    first_one: dict[Any, int] = {}
+    first_two: dict[Any, int] = {}
+    for first, keys in ((first_one, one), (first_two, two)):
+        for i, key in enumerate(keys):
+            if key is not None:
+                first.setdefault(key, i)
+    pairs = {(i, first_two[key]): None for i, key in enumerate(one) if key in first_two}
+    pairs |= {(first_one[key], j): None for j, key in enumerate(two) if key in first_one}
+    return sorted(pairs)
+
+
+def _close(one: _Seen, two: _Seen) -> list[tuple[int, int]]:
+    """For each image of the second split that has one, its nearest look-alike in the first; all pairs, in blocks of numpy."""
+    assert one.grey is not None and two.grey is not None
+    best: dict[int, tuple[float, int]] = {}
+    block = max(1, 2**22 // max(len(one.near), 1))  # 4M pairs, 32 MB, at a time
+    for start in range(0, len(two.near), block):
+        bits = np.bitwise_count(two.near[start : start + block, None] ^ one.near[None, :])
+        later, earlier = np.nonzero(bits <= CLOSE)
+        for at in range(0, len(later), 2**14):
+            j, i = later[at : at + 2**14] + start, earlier[at : at + 2**14]
+            apart = np.abs(one.grey[i] - two.grey[j]).mean(1)
+            order = np.lexsort((i, apart, j))  # the nearest of each j first
+            for row in order[np.unique(j[order], return_index=True)[1]]:
+                candidate = (float(apart[row]), int(i[row]))
+                if apart[row] <= GREY and candidate < best.get(int(j[row]), (np.inf, 0)):
+                    best[int(j[row])] = candidate
+    return sorted((i, j) for j, (_, i) in best.items())
+
+
+def _within(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
+    """Repeats within train, and equal content under different labels anywhere."""
+    first: dict[bytes, int] = {}
+    repeats: list[Row] = []
+    for i, digest in enumerate(seen["train"].exact):
+        if digest is not None and first.setdefault(digest, i) != i:
+            repeats.append(("train", data.train.ids[i], "train", data.train.ids[first[digest]]))
+    met: dict[bytes, tuple[str, str, str]] = {}
+    conflicts: list[Row] = []
+    for name, split in data.splits():
+        for digest, label, row in zip(seen[name].exact, split.targets, split.ids, strict=True):
+            if digest is not None:
+                label_then, split_then, row_then = met.setdefault(digest, (str(label), name, row))
+                if label_then != str(label):
+                    conflicts.append((name, row, split_then, row_then))
+    found = []
+    if repeats:
+        message = f"{len(repeats)} of {len(data.train)} rows of train repeat an earlier one"
+        found.append(Finding("duplicate-in-train", "warning", message, tuple(repeats)))
+    if conflicts:
+        message = f"{len(conflicts)} rows have the content of another row, but another label"
+        found.append(Finding("conflicting-labels", "warning", message, tuple(conflicts)))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- labels, lengths
+def _labels(data: Data) -> list[Finding]:
+    found = []
+    counts = Counter(str(label) for label in data.train.targets)
+    if len(counts) == 1:
+        found.append(Finding("one-class", "error", f"all {len(data.train)} rows of train have the label '{next(iter(counts))}'"))
+    for name, split in data.splits():
+        rows = tuple((name, row, "", "") for row, label in zip(split.ids, split.targets, strict=True) if str(label) not in counts)
+        if rows and counts:
+            new = sorted({str(label) for label in split.targets} - counts.keys())
+            message = f"{len(rows)} rows of {name} have labels that train does not have ({_few(new)})"
+            found.append(Finding("label-only-in-test", "warning", message, rows))
+    rare = {label for label, count in counts.items() if count < 2}
+    if rare:
+        pairs = zip(data.train.ids, data.train.targets, strict=True)
+        rows = tuple(("train", row, "", "") for row, label in pairs if str(label) in rare)
+        message = f"{len(rare)} of {len(counts)} labels have one row in train ({_few(sorted(rare))})"
+        found.append(Finding("rare-label", "warning", message, rows))
+    if len(counts) > 1:
+        (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
+        if high > SKEW * low:
+            message = f"train has {high} rows of '{most}' and {low} of '{least}', {high / low:.0f} to 1"
+            found.append(Finding("imbalance", "warning", message))
+    return found
+
+
+def _lengths(data: Data) -> list[Finding]:
+    rows: list[Row] = []
+    for name, split in data.splits():
+        rows += [(name, row, "", "") for row, text in zip(split.ids, split.inputs, strict=True) if len(text) > LONG]
+    if not rows:
+        return []
+    message = f"{len(rows)} texts have over {LONG:,} characters; what a model cannot hold is cut"
+    return [Finding("long-text", "warning", message, tuple(rows))]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

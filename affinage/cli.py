@@ -1,0 +1,425 @@
+"""The command line: parse, call, print. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from affinage.errors import AffinageError
+
+if TYPE_CHECKING:
+    from affinage.types import Finding
+
+app = typer.Typer(
+    name="affinage",
+    help="Adapt a pretrained model to your data: a head solved on frozen features, then chosen layers, gently.",
+    epilog="--debug, anywhere: show the whole traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+Word = str | None
+
+
+def _option(metavar: str, text: str) -> Any:
+    """An option that takes one word; `config.Settings` checks it, so that file and command line fail with the same words."""
+    return typer.Option(metavar=metavar, help=text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+RunFolder = Annotated[str, typer.Option("--run", help="The folder of a run.", metavar="DIR")]
+TextColumn = Annotated[Word, _option("NAME", "The column that holds the text.")]
+ImageColumn = Annotated[Word, _option("NAME", "The column that holds the image.")]
+LabelColumn = Annotated[Word, _option("NAME", "The column that holds the class.")]
+Revision = Annotated[Word, _option("REV", "Branch, tag or commit of the model on the Hub.")]
+
+
+class Stopped(Exception):
+    """The user stopped a fit; it can go on from its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.folder = folder
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from affinage import __version__
+
+        typer.echo(f"affinage {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass  # --version does its work as it is parsed
+
+
+# All defaults are None here: an option that was not given must not win over the file; `config.Settings` holds the defaults.
+@app.command()
+def fit(
+    model: Annotated[Word, _option("MODEL", "A Hub id, a model folder, or a run.")] = None,
+    data: Annotated[Word, _option("DATA", "A folder, a file (CSV, JSON lines, Parquet) or a data set.")] = None,
+    task: Annotated[Word, _option("TASK", "Told by the data where not given.")] = None,
+    plan: Annotated[Word, _option("PLAN", "scratch, frozen, two-stage (the default), full, lora or gradual.")] = None,
+    out: Annotated[Word, _option("DIR", "Where the run goes; runs/DATA-MODEL where not given.")] = None,
+    seed: Annotated[Word, _option("N", "Same seed, same run; 0 where not given.")] = None,
+    labels_per_class: Annotated[Word, _option("N", "Use only so many training rows a class.")] = None,
+    validation: Annotated[Word, _option("SHARE|PATH", "A share of train, such as 0.2, or a path.")] = None,
+    test: Annotated[Word, _option("PATH", "The test rows, where the data does not bring them.")] = None,
+    unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Which layers learn in the second stage.")] = None,
+    learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the unfrozen layers.")] = None,
+    head_learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the head.")] = None,
+    layer_decay: Annotated[Word, _option("auto|FACTOR", "Rate of a block over that of the block above.")] = None,
+    lora_rank: Annotated[Word, _option("N", "Rank of the low-rank update, of the plan lora; 8 where not given.")] = None,
+    epochs: Annotated[Word, _option("N", "Passes over the training rows.")] = None,
+    batch_size: Annotated[Word, _option("auto|N", "Rows a step.")] = None,
+    precision: Annotated[Word, _option("auto|fp32|bf16", "Numbers that the network computes in.")] = None,
+    pooling: Annotated[Word, _option("auto|mean|first|native", "How tokens become one vector.")] = None,
+    augment: Annotated[Word, _option("auto|none|light|strong", "Random changes of images.")] = None,
+    max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
+    class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
+    label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,
+    average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
+    leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    revision: Revision = None,
+    config: Annotated[Word, _option("FILE", "Settings from a YAML or JSON file; options given here win.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan as it would run, and stop.")] = False,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="Replace the run that is in --out.")] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="No progress on the screen.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a model to labelled data, and leave a run folder."""
+    given = _given(**locals())
+    options = {name: value for name, value in given.items() if name not in ("config", "dry_run", "as_json")}
+    from affinage.config import load as load_settings
+
+    settings = load_settings(config, options)
+    values = settings.given()
+    if dry_run:
+        from affinage import run
+
+        _print_plan(run.plan_of(**values), as_json)
+        return
+    folder = settings.folder()
+    values["out"] = folder
+    if as_json:
+        values["quiet"] = True
+    try:
+        from affinage import run
+
+        done = run.fit(**values)
+    except KeyboardInterrupt:
+        raise Stopped(folder) from None
+    if as_json:
+        _print_json({"run": str(done.path), "metrics": done.metrics})
+    else:
+        _show(done.path)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[str, _option("DATA", "Labelled rows.")],
+    split: Annotated[Word, _option("NAME", "Which split; test where there is one.")] = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run on labelled rows."""
+    from affinage.run import load
+
+    columns = _given(text_column=text_column, image_column=image_column, label_column=label_column)
+    scores = load(run).evaluate(data, split=split, **columns)
+    if as_json:
+        _print_json(scores)
+        return
+    for name, value in scores.items():
+        if isinstance(value, int | float | str):
+            text = f"{value:.4g}" if isinstance(value, float) else str(value)
+            ends = [f"{end:.4g}" for end in scores.get(f"{name}_interval", ())]
+            typer.echo(f"{name:<24} {text}" + (f"  [{', '.join(ends)}]" if ends else ""))
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Text, files, folders of images, or - for lines of standard input.")
+    ],
+) -> None:
+    """Predict, one JSON line an input."""
+    from affinage.run import load
+
+    loaded = load(run)
+    things = list(_expand(inputs, loaded.task.kind))
+    if not things:
+        raise AffinageError(
+            "nothing to predict: the inputs hold no line and no image; expected text, image files or folders of images"
+        )
+    step = 256  # inputs at once: lines come out while a long input is still being read
+    for start in range(0, len(things), step):
+        part = things[start : start + step]
+        for thing, answer in zip(part, loaded.predict(part), strict=True):
+            typer.echo(json.dumps({"input": str(thing), **answer}, default=_plain, ensure_ascii=False))
+
+
+@app.command()
+def show(
+    run: Annotated[Word, _option("DIR", "The folder of a run: its scores and what they cost.")] = None,
+    model: Annotated[Word, _option("MODEL", "A Hub id or folder: its stem, blocks and head.")] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open the run's report in the browser.")] = False,
+    revision: Revision = None,
+) -> None:
+    """Show a run, or the anatomy of a model."""
+    if (run is None) == (model is None):
+        raise AffinageError("show takes one of --run DIR and --model MODEL")
+    if model is not None:
+        _anatomy(model, revision)
+        return
+    folder = Path(str(run))
+    if not (folder / "run.json").is_file():
+        raise AffinageError(f"no run at {folder}; expected a folder with run.json, as `affinage fit --out` leaves")
+    _show(folder)
+    if open_:
+        import webbrowser
+
+        page = folder / "report.html"
+        if not page.is_file():
+            raise AffinageError(
+                f"no report.html in {folder}; it is written when a fit ends: affinage fit --resume --out {folder}"
+            )
+        webbrowser.open(page.resolve().as_uri())
+
+
+@app.command()
+def check(
+    data: Annotated[str, _option("DATA", "A folder, a file or a data set.")],
+    task: Annotated[Word, _option("TASK", "Told by the data where not given.")] = None,
+    out: Annotated[Word, _option("FILE", "Write every offending row to a CSV file.")] = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    as_json: Json = False,
+) -> None:
+    """Look for leaks between splits and faults in the data; exit code 1 if there are any."""
+    from affinage.run import check_data
+
+    findings = check_data(
+        data, **_given(task=task, text_column=text_column, image_column=image_column, label_column=label_column)
+    )
+    if out is not None:
+        _write_findings(Path(out), findings)
+    if as_json:
+        _print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.severity:<8} {finding.kind}: {finding.message}")
+        if not findings:
+            typer.echo("nothing found")
+    if any(finding.severity in ("leak", "error") for finding in findings):
+        raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ helpers
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _expand(inputs: Sequence[str], kind: str) -> Iterator[str | Path]:
+    """What to predict. Text: a file or - gives its lines, any other word is a text. Images: a folder gives all in it."""
+    for word in inputs:
+        if word == "-":
+            lines = _lines(sys.stdin)
+            yield from lines if kind == "text" else (_image(line) for line in lines)
+        elif kind == "text":
+            try:
+                file = Path(word).is_file()
+            except (OSError, ValueError):  # too long for a path, or a NUL in it: it is text
+                file = False
+            if file:
+                with Path(word).open(encoding="utf8") as source:
+                    yield from _lines(source)
+            else:
+                yield word
+        elif Path(word).is_dir():
+            yield from sorted(p for p in Path(word).rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+        else:
+            yield _image(word)
+
+
+def _image(word: str) -> Path:
+    if not Path(word).is_file():
+        raise AffinageError(f"no image at {word}; expected an image file or a folder of images")
+    return Path(word)
+
+
+def _lines(source: Any) -> Iterator[str]:
+    """Lines without their ends; empty lines are left out."""
+    try:
+        for line in source:
+            if text := line.rstrip("\r\n"):
+                yield text
+    except UnicodeDecodeError:
+        raise AffinageError(
+            f"{getattr(source, 'name', 'the input')} is not UTF-8 text; expected one text a line, in UTF-8"
+        ) from None
+
+
+def _anatomy(model: str, revision: str | None) -> None:
+    """Print the addresses of a model and how many parameters each holds. Only its architecture is read, never its weights."""
+    import numpy as np
+
+    from affinage import tasks
+    from affinage.net import Net
+
+    errors: list[AffinageError] = []
+    for task in tasks.every():
+        try:
+            network, processor = task.load(model, ("a", "b"), fresh=True, revision=revision)
+        except AffinageError as error:
+            errors.append(error)
+            continue
+        example: Any = "a"
+        if task.kind == "image":
+            from PIL import Image
+
+            example = Image.new("RGB", (64, 64))
+        rows = task.encode([example], processor, network)
+        net = Net.of(network, rows.batch(np.arange(1)))
+        typer.echo(f"{model}: {type(network).__name__}, {task.name}")
+        for row in net.anatomy():
+            typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")
+        return
+    raise errors[0]
+
+
+def _show(folder: Path) -> None:
+    from affinage.report import screen
+
+    screen.show(folder)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know, as what it does: arrays as lists, numpy numbers as numbers, paths as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, default=_plain, ensure_ascii=False))
+
+
+def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(plan)
+        return
+    import yaml
+
+    plain = json.loads(json.dumps(plan, default=_plain))  # tuples and paths as YAML knows them
+    typer.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
+
+
+def _write_findings(path: Path, findings: Sequence[Finding]) -> None:
+    """One line an offending row; a finding without rows takes one line."""
+    import csv
+
+    with path.open("w", encoding="utf8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["kind", "severity", "split", "id", "other_split", "other_id", "message"])
+        for finding in findings:
+            for row in finding.rows or (("", "", "", ""),):
+                table.writerow([finding.kind, finding.severity, *row, finding.message])
+
+
+# --------------------------------------------------------------------------------------------------------------- main
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 found or failed, 2 bad input, 130 stopped.
+
+    Args:
+        args: the words after the program's name; `sys.argv[1:]` where not given.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    end = words.index("--") if "--" in words else len(words)  # what follows -- is input, not options
+    debug = "--debug" in words[:end]
+    words = [word for word in words[:end] if word != "--debug"] + words[end:]
+    try:
+        code = app(args=words, prog_name="affinage", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit | Stopped):
+            import traceback
+
+            traceback.print_exc()
+            return _explain(error)[1]
+        message, code = _explain(error)
+        if message:
+            print(f"affinage: {message}", file=sys.stderr)
+        return code
+    if code == 130:  # typer turns an interrupt into this code
+        print("affinage: stopped", file=sys.stderr)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """(one line for the user, exit code) of whatever went wrong."""
+    import errno
+
+    if isinstance(error, SystemExit):
+        return "", error.code if isinstance(error.code, int) else 1
+    if isinstance(error, Stopped):
+        return f"stopped; continue with: affinage fit --resume --out {error.folder}", 130
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", 130
+    if isinstance(error, AffinageError):
+        return _one_line(error), error.exit_code
+    if hasattr(error, "format_message"):  # the parser's own errors; they name the nearest option
+        return _usage(error), 2
+    if isinstance(error, BrokenPipeError):  # the reader of our lines went away (| head): nothing to tell, nothing to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return "", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return "out of memory; use a smaller --batch-size, --max-length or model", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some, then go on with --resume",
+            2,
+        )
+    return f"{type(error).__name__}: {_one_line(error)} (run again with --debug to see where)", 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _usage(error: Any) -> str:
+    """The parser's message; for an unknown option or command, with the nearest name."""
+    from affinage.errors import nearest
+
+    text = " ".join(str(error.format_message()).split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else "affinage"
+    option = getattr(error, "option_name", None)
+    if option is not None and context is not None and text.lower().startswith("no such option"):
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        text = f"no such option '{option}'{nearest(option, [*known, '--debug', '--help'])}"
+    return f"{text} (see: {where} --help)"

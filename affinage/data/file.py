@@ -1,0 +1,178 @@
+"""Reads one CSV, TSV, JSON, JSONL or Parquet file, or a folder with one such file a split."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ..errors import AffinageError
+from ..types import Columns
+from .table import FILES, SPLITS, Table, build, pick
+
+DELIMITERS = ",;\t|"  # the first wins a tie
+
+
+class Found(NamedTuple):
+    """The two columns of a file, as written."""
+
+    kind: Literal["text", "image"]
+    inputs: list[Any]
+    labels: list[Any]
+    where: Sequence[int]  # line, or row
+    classes: tuple[str, ...] | None = None
+
+
+def accepts(source: Any) -> bool:
+    """A file of a known suffix, or a folder that holds `train.csv` and the like, or one such file and no class folders."""
+    if not isinstance(source, str | Path):
+        return False
+    path = Path(source).expanduser()
+    return path.is_file() or (path.is_dir() and bool(_splits(path)))
+
+
+def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Table]:
+    """The rows by split; a lone file is `train`. Ids are `file:line`, or `file:row` (from 0) for JSON and Parquet.
+
+    Raises:
+        AffinageError: not UTF-8, not of the format, or without the columns.
+    """
+    path = Path(source).expanduser()
+    files = _splits(path) if path.is_dir() else {"train": path}
+    return {split: _table(file, split, columns, kind) for split, file in files.items()}
+
+
+def _splits(folder: Path) -> dict[str, Path]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    files = [entry for entry in entries if entry.suffix.lower() in FILES and entry.is_file()]
+    named: dict[str, Path] = {}
+    for file in files:
+        split = SPLITS.get(file.stem.lower())
+        if split in named:
+            raise AffinageError(f"{folder} holds {named[split].name} and {file.name} for one split; remove one, or name a file")
+        if split is not None:
+            named[split] = file
+    if "train" in named:
+        return named
+    # One table beside one folder of images is a table; beside several, those are the classes and the table is a remark.
+    return {"train": files[0]} if len(files) == 1 and sum(entry.is_dir() for entry in entries) < 2 else {}
+
+
+def _table(path: Path, split: str, columns: Columns, kind: str | None) -> Table:
+    suffix = path.suffix.lower()
+    if suffix not in FILES:
+        raise AffinageError(f"{path} is of an unknown kind; expected a folder or one of {' '.join(FILES)}")
+    parse = {".parquet": _parquet, ".json": _json, ".jsonl": _json}.get(suffix, _delimited)
+    try:
+        found = parse(path, columns, kind)
+    except UnicodeDecodeError as error:
+        raise AffinageError(f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
+                            f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new{suffix}") from None  # fmt: skip
+    ids = [f"{path.name}:{number}" for number in found.where]
+    return build(
+        found.kind, found.inputs, found.labels, ids, where=path.name, split=split, base=path.parent, classes=found.classes
+    )
+
+
+def _delimited(path: Path, columns: Columns, kind: str | None) -> Found:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = file.readline()
+        for _ in file:  # the whole file is UTF-8 before anything is said about its form
+            pass
+    if not header.strip():
+        raise AffinageError(f"{path.name} is empty: expected a header such as label,text")
+    delimiter = max(DELIMITERS, key=header.count)
+    try:
+        return _rows(path, delimiter, csv.QUOTE_MINIMAL, columns, kind)
+    except _Form:
+        # Tab-separated files are often written without quoting, so that a quotation mark is only itself.
+        if delimiter != "\t":
+            raise
+        return _rows(path, delimiter, csv.QUOTE_NONE, columns, kind)
+
+
+class _Form(AffinageError):
+    """The file's rows do not have the form of its header."""
+
+
+def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str | None) -> Found:
+    inputs, labels, where = [], [], []
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit, 128 kB a cell, is below a long document
+    reader = None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+            names = next(reader)
+            what, left, right = pick(names, columns, kind, path.name)
+            a, b = names.index(left), names.index(right)
+            line = reader.line_num + 1
+            for row in reader:
+                if row:  # not a blank line
+                    if len(row) != len(names):
+                        raise _Form(f"{path.name} line {line} has {len(row)} fields, its header {len(names)}: quote the "
+                                    f"cells that hold '{delimiter}'".replace("\t", "a tab"))  # fmt: skip
+                    inputs.append(row[a])
+                    labels.append(row[b])
+                    where.append(line)
+                line = reader.line_num + 1
+    except csv.Error as error:
+        number = reader.line_num if reader is not None else 1
+        raise _Form(f"{path.name} line {number}: {error}; a quotation mark in a quoted cell is written twice") from None
+    finally:
+        csv.field_size_limit(limit)
+    return Found(what, inputs, labels, where)
+
+
+def _json(path: Path, columns: Columns, kind: str | None) -> Found:
+    rows: list[Any] = []
+    where: list[int] = []
+    try:
+        if path.suffix.lower() == ".jsonl":
+            for number, row in _lines(path):
+                rows.append(row)
+                where.append(number)
+        else:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            rows = content if isinstance(content, list) else [None]
+            where = list(range(len(rows)))
+    except json.JSONDecodeError as error:
+        raise AffinageError(f"{path.name} is not JSON: {error}") from None
+    wrong = next((number for number, row in zip(where, rows, strict=True) if not isinstance(row, dict)), None)
+    if wrong is not None:
+        raise AffinageError(f'{path.name} (row {wrong}) is not a list of objects such as {{"text": "…", "label": "…"}}')
+    if not rows:
+        raise AffinageError(f"{path.name} holds no rows: expected at least one")
+    what, left, right = pick(dict.fromkeys(key for row in rows for key in row), columns, kind, path.name)
+    return Found(what, [row.get(left) for row in rows], [row.get(right) for row in rows], where)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise AffinageError(f"{path.name} line {number} is not JSON: {error.msg}") from None
+
+
+def _parquet(path: Path, columns: Columns, kind: str | None) -> Found:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            what, left, right = pick(schema.names, columns, kind, path.name)
+            table = file.read(columns=[left, right])
+    except (pa.ArrowException, OSError) as error:
+        raise AffinageError(f"{path.name} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    # `datasets` writes the names of its classes into the file's own metadata.
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    declared = features.get(right) or {}
+    names = declared.get("names") if isinstance(declared, dict) else None
+    cells = table.column(left).to_pylist(), table.column(right).to_pylist()
+    return Found(what, *cells, range(table.num_rows), tuple(names) if names else None)

@@ -1,0 +1,89 @@
+"""What reaches the head, computed once: one pass without gradients, in eval mode, over rows sorted by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from affinage.batches import by_tokens
+from affinage.types import Rows
+
+TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 2,048 and 8,192)
+PICTURES = 64  # pictures a batch
+
+
+@lru_cache
+def bf16_pays() -> bool:
+    """Whether this machine multiplies bf16 matrices in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str) -> AbstractContextManager[None]:
+    """bf16 where the matrix products are, or nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device().type, dtype=torch.bfloat16)  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def passed(
+    model: nn.Module, rows: Rows, precision: str, linear: nn.Linear | None = None, progress: Callable[[int], None] | None = None
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """(features (N, D) or None, logits (N, C)) of every row, float32, in the order of the rows.
+
+    Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and one is
+    picked afterwards (decoders), the features are those of the token that was picked.
+    """
+    model.eval()
+    lengths = rows.lengths
+    batches = by_tokens(lengths, TOKENS if lengths.max(initial=1) > 1 else PICTURES)
+    features: np.ndarray | None = None
+    logits: np.ndarray | None = None
+    caught: list[torch.Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0])) if linear is not None else None
+    where = device()
+    try:
+        for batch in batches:
+            caught.clear()
+            with autocast(precision):
+                out = model(**{k: v.to(where) for k, v in rows.batch(batch).items()}).logits
+            out = out.float()
+            if logits is None:
+                logits = np.empty((len(rows), out.shape[-1]), np.float32)
+            logits[batch] = out.cpu().numpy()
+            if linear is not None:
+                found = _picked(caught[-1].float(), linear, out)
+                if features is None:
+                    features = np.empty((len(rows), found.shape[-1]), np.float32)
+                features[batch] = found.cpu().numpy()
+            if progress:
+                progress(len(batch))
+    finally:
+        if hook is not None:
+            hook.remove()
+    if logits is None:
+        raise ValueError("no rows to pass through the network")
+    return features, logits
+
+
+def _picked(found: torch.Tensor, linear: nn.Linear, logits: torch.Tensor) -> torch.Tensor:
+    """(B, D) from (B, D), or from (B, T, D) the token whose logits were returned."""
+    if found.dim() == 2:
+        return found
+    every = linear(found)
+    token = (every - logits[:, None]).abs().amax(-1).argmin(1)
+    return found[torch.arange(len(found), device=found.device), token]

@@ -1,0 +1,219 @@
+"""The one training loop: for epoch, for batch, loss, step. Stage 2 of every plan and every task goes through it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from affinage import rates
+from affinage.augment import augmented
+from affinage.batches import shuffled
+from affinage.errors import AffinageError
+from affinage.features import autocast, device
+from affinage.net import Net
+from affinage.record import Record, Records
+from affinage.types import Batch, Rows, Stage, Task
+
+
+@dataclass
+class Progress:
+    """Where a stage stands: all that the next step depends on, beside the weights."""
+
+    epoch: int = 0
+    batch: int = 0  # batches of this epoch that are done
+    step: int = 0
+    loss_sum: float = 0.0  # of this epoch, over its rows
+    rows: int = 0
+    best: list[float] = field(default_factory=list)  # [metric, -log loss] of the best epoch so far
+    best_epoch: int = -1
+    bad_epochs: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    done: bool = False
+
+
+def share(stage: Stage, step: int, steps: int) -> float:
+    """The learning rate after `step` of `steps` updates, as a share of its peak: linear rise, then the stage's schedule."""
+    warm = max(1, round(stage.warmup * steps)) if stage.warmup else 0
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if stage.schedule == "constant":
+        return 1.0
+    left = (step - warm) / max(1, steps - warm)
+    return 0.5 * (1 + math.cos(math.pi * left)) if stage.schedule == "cosine" else 1.0 - left
+
+
+class Fitting:
+    """One `fit` stage: its network, optimizer and progress; `state()` and `restore()` are exact inverses."""
+
+    def __init__(self, net: Net, stage: Stage, task: Task, rows: Rows, targets: np.ndarray, *, seed: int, precision: str, weights: torch.Tensor | None):
+        self.net, self.stage, self.task, self.rows, self.targets = net, stage, task, rows, torch.from_numpy(np.ascontiguousarray(targets))
+        self.seed, self.precision = seed, precision
+        self.where = device()
+        self.weights = weights.to(self.where) if weights is not None else None
+        self.table = rates.resolve(net, stage.rates)
+        rates.freeze(net, self.table)
+        self.trained = {n: p for n, p in net.model.named_parameters() if p.requires_grad}
+        if not self.trained:
+            raise AffinageError(f"stage {stage.name} trains nothing: give at least one address a rate, for example --unfreeze 1")
+        groups = rates.groups(net, self.table)
+        self.peaks = [group["lr"] for group in groups]
+        decay = [{**{k: v for k, v in g.items() if k != "names"}, "weight_decay": g.get("weight_decay", 0.0) and stage.weight_decay} for g in groups]
+        self.optimizer = torch.optim.AdamW(decay, fused=True)
+        self.names = [name for group in groups for name in group["names"]]
+        self.progress = Progress()
+        self.steps = stage.epochs * math.ceil(len(rows) / stage.batch)
+        self.average: dict[str, torch.Tensor] = {n: p.detach().clone() for n, p in self.trained.items()} if stage.average else {}
+        self.best: dict[str, torch.Tensor] = {}
+
+    # ---------------------------------------------------------------------------------------------------- weights
+    def learned(self) -> dict[str, torch.Tensor]:
+        """What this stage may change: trained parameters, and the running statistics of the parts that train."""
+        moving = {}
+        for module_name, module in self.net.model.named_modules():
+            own = [f"{module_name}.{n}" if module_name else n for n, _ in module.named_parameters(recurse=False)]
+            if own and all(n in self.trained for n in own):
+                moving |= {f"{module_name}.{n}": b for n, b in module.named_buffers(recurse=False) if b is not None}
+        return {**{n: p.data for n, p in self.trained.items()}, **moving}
+
+    def put(self, weights: dict[str, torch.Tensor]) -> None:
+        """Copy `weights` into the network, in place."""
+        own = self.learned()
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+
+    def candidate(self) -> dict[str, torch.Tensor]:
+        """The weights that this stage would hand on now: the running average where there is one."""
+        return {**{n: t.clone() for n, t in self.learned().items()}, **{n: t.clone() for n, t in self.average.items()}}
+
+    # -------------------------------------------------------------------------------------------------- checkpoint
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """(tensors, JSON) that `restore` takes."""
+        tensors = {f"weights.{n}": t for n, t in self.learned().items()}
+        tensors |= {f"average.{n}": t for n, t in self.average.items()} | {f"best.{n}": t for n, t in self.best.items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, parameter in zip(self.names, parameters, strict=True):
+            tensors |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
+        return tensors, {"progress": vars(self.progress).copy(), "trained": sorted(self.trained), "steps": self.steps}
+
+    def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            AffinageError: the checkpoint trained other parts, or another number of steps.
+        """
+        if state["trained"] != sorted(self.trained) or state["steps"] != self.steps:
+            raise AffinageError("the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.put(part("weights."))
+        self.average, self.best = part("average."), part("best.")
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, parameter in zip(self.names, parameters, strict=True):
+            moments = {k.removeprefix(f"optimizer.{name}."): v for k, v in tensors.items() if k.startswith(f"optimizer.{name}.")}
+            moments = {k: v for k, v in moments.items() if k in ("step", "exp_avg", "exp_avg_sq")}
+            if moments:
+                self.optimizer.state[parameter] = {k: v.to(self.where) if k != "step" else v for k, v in moments.items()}
+        self.progress = Progress(**state["progress"])
+
+    # -------------------------------------------------------------------------------------------------------- loop
+    def step(self, batch: np.ndarray) -> float:
+        """One update on the given rows; the mean loss before it.
+
+        Raises:
+            AffinageError: the loss is not finite.
+        """
+        inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(batch).items()}
+        if "pixel_values" in inputs:
+            pictures = augmented(inputs["pixel_values"], self.stage.augment)
+            inputs["pixel_values"] = pictures.contiguous(memory_format=torch.channels_last)  # convolutions run 1.5 to 2 times faster
+        now = share(self.stage, self.progress.step, self.steps)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * now
+        with autocast(self.precision):
+            logits = self.net.model(**inputs).logits
+        loss = self.task.loss(logits, self.targets[batch].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise AffinageError(
+                f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: "
+                f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
+        self.optimizer.step()
+        self.progress.step += 1
+        self._follow()
+        return value
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The running average: uniform at first, then exponential over the last `average` share of all steps."""
+        if self.average:
+            weight = max(1.0 / self.progress.step, 1.0 / max(1.0, self.stage.average * self.steps))
+            torch._foreach_lerp_(list(self.average.values()), [p.data for p in self.trained.values()], weight)
+
+    def run(
+        self,
+        evaluate: Callable[[], list[float] | None],
+        records: Records,
+        save: Callable[[], None],
+        advance: Callable[[int, str], None],
+        every: float = 60.0,
+    ) -> None:
+        """Train to the end of the stage.
+
+        `evaluate()` scores the network as it stands, higher is better, or returns None where there is no validation split; `save()` writes
+        a checkpoint, at each epoch's end and every `every` seconds; `advance(rows, words)` moves the progress bar.
+        """
+        progress = self.progress
+        rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
+        clock, cpu, saved = time.perf_counter(), time.process_time(), time.perf_counter()
+
+        def tick() -> None:
+            nonlocal clock, cpu
+            progress.seconds += time.perf_counter() - clock
+            progress.cpu_seconds += time.process_time() - cpu
+            clock, cpu = time.perf_counter(), time.process_time()
+
+        while progress.epoch < self.stage.epochs and not progress.done:
+            batches = shuffled(self.rows.lengths, self.stage.batch, self.seed, progress.epoch)
+            for batch in batches[progress.batch :]:
+                value = self.step(batch)
+                progress.batch += 1
+                progress.loss_sum += value * len(batch)
+                progress.rows += len(batch)
+                tick()
+                advance(len(batch), f"loss {progress.loss_sum / progress.rows:.3f}")
+                if time.perf_counter() - saved > every:
+                    save()
+                    saved = time.perf_counter()
+            records.add(Record(self.stage.name, progress.step, "train", "loss", progress.loss_sum / progress.rows, round(progress.seconds, 3)))
+            progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
+            raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
+            candidate = self.candidate()
+            self.put(candidate)
+            score = evaluate()
+            self.put(raw)
+            rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
+            if score is None or not progress.best or score > progress.best:
+                progress.best, progress.best_epoch, progress.bad_epochs = score or [], progress.epoch, 0
+                self.best = candidate
+            else:
+                progress.bad_epochs += 1
+            progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
+            tick()
+            records.flush()
+            save()
+            saved = time.perf_counter()
+        self.put(self.best)

@@ -1,0 +1,1 @@
+"""Numbers from arrays: scores, intervals. No torch, no files."""

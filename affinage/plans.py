@@ -1,0 +1,99 @@
+"""Named plans: each is a value, a tuple of stages whose rates were filled in for one network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from affinage import rates
+from affinage.errors import choose
+from affinage.net import Net
+from affinage.types import Plan, Rates, Stage
+
+NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user said; None or "auto" leaves it to the defaults below."""
+
+    unfreeze: str | int = "auto"
+    learning_rate: float | Literal["auto"] = "auto"
+    head_learning_rate: float | Literal["auto"] = "auto"
+    layer_decay: float | Literal["auto"] = "auto"
+    epochs: int | None = None
+    batch_size: int | Literal["auto"] = "auto"
+    label_smoothing: float | Literal["auto"] = "auto"
+    average: float | Literal["auto"] = "auto"
+    augment: str = "auto"
+    lora_rank: int = 8
+
+
+def body_rate(kind: str, parameters: int) -> float:
+    """Peak rate of the top block. Small encoders take, and need, more: 1e-4 beat 5e-5 for the 22 M of MiniLM (benchmarks)."""
+    if kind == "image" and parameters < 15e6:
+        return 3e-4
+    return 1e-4 if parameters < 50e6 else 5e-5 if parameters < 100e6 else 2e-5
+
+
+def passes(rows: int, scratch: bool) -> int:
+    """Epochs: ten for few labels, fewer as rows grow, never below three; a network that starts from nothing gets the same."""
+    return 10 if rows <= 1500 else 5 if rows <= 10_000 else 3
+
+
+def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience: bool) -> Plan:
+    """The plan `name` for this network and `rows` training rows. `patience`: whether a validation split can stop it early.
+
+    Raises:
+        AffinageError: no such plan, or an address that matches nothing.
+    """
+    choose("plan", name, NAMES)
+    solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
+    if name == "frozen" or wishes.unfreeze == 0:
+        return Plan(name, (solve,))
+    fresh = name == "scratch"
+    parameters = sum(p.numel() for p in net.model.parameters())
+    depth = wishes.unfreeze if wishes.unfreeze != "auto" else "all"
+    if fresh or (kind == "image" and depth == "all"):
+        depth = "everything"  # a stem of convolutions is small and learns; a table of word embeddings is neither
+    scratch_rate = 1e-3 if kind == "image" else 3e-4
+    rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
+    head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
+    decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if fresh else 0.85
+    fit = Stage(
+        "body",
+        "fit",
+        rates.decayed(net, rate, decay, max(head, rate) if fresh else head, depth),
+        epochs=wishes.epochs or passes(rows, fresh),
+        batch=wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64),
+        weight_decay=0.05 if fresh else 0.0,
+        label_smoothing=wishes.label_smoothing if wishes.label_smoothing != "auto" else 0.0,
+        average=wishes.average if wishes.average != "auto" else 0.0,
+        augment=wishes.augment if wishes.augment != "auto" else "light" if kind == "image" else "none",
+        patience=3 if patience else 0,
+    )
+    if name in ("scratch", "full"):
+        return Plan(name, (fit,), fresh=fresh)
+    if name == "lora":
+        rate = wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3  # ten times that of full training (LoRA without regret)
+        table: Rates = (("*lora_*", rate), ("head", head), ("*", None))
+        return Plan(name, (solve, _with(fit, rates=table)), lora=wishes.lora_rank)
+    if name == "gradual":
+        return Plan(name, (solve, *_gradual(net, fit, rate, decay, head)))
+    return Plan(name, (solve, fit))
+
+
+def _with(stage: Stage, **changes: object) -> Stage:
+    from dataclasses import replace
+
+    return replace(stage, **changes)  # type: ignore[arg-type]
+
+
+def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> list[Stage]:
+    """One stage a depth (ULMFiT): the top block first, one more in each; together as many epochs as the plain stage."""
+    depth = max(1, len(net.blocks))
+    steps = sorted({max(1, round(depth * (i + 1) / min(depth, fit.epochs))) for i in range(min(depth, fit.epochs))})
+    share = [fit.epochs // len(steps) + (i < fit.epochs % len(steps)) for i in range(len(steps))]
+    return [
+        _with(fit, name=f"top-{k}", rates=rates.decayed(net, rate, decay, head, k), epochs=n) for k, n in zip(steps, share, strict=True)
+    ]

@@ -1,0 +1,45 @@
+"""A progress bar with the time left, on a terminal only; nothing where output is piped."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+
+class Bar:
+    """One line on standard error: what is being done, how far, how long still."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._progress: Any = None
+        self._job: Any = None
+
+    def __enter__(self) -> Bar:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            parts = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", TimeElapsedColumn(), "left", TimeRemainingColumn())
+            columns = [TextColumn(p) if isinstance(p, str) else p for p in parts]
+            self._progress = Progress(*columns, TextColumn("{task.fields[words]}"), console=Console(stderr=True))
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def start(self, what: str, total: int) -> None:
+        """A new line for `total` rows of work."""
+        if self._progress is not None:
+            self._job = self._progress.add_task(what, total=total, words="")
+
+    def say(self, what: str) -> None:
+        """A line for work whose length is not known."""
+        if self._progress is not None:
+            self._job = self._progress.add_task(what, total=None, words="")
+
+    def advance(self, rows: int, words: str) -> None:
+        if self._progress is not None and self._job is not None:
+            self._progress.update(self._job, advance=rows, words=words)

@@ -1,0 +1,150 @@
+"""Image classification: a picture in, one of C classes out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affinage.errors import AffinageError
+from affinage.measure.classification import scores
+from affinage.types import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """N pictures at the size that the model reads: uint8 where the processor's scaling is affine, else its own float output."""
+
+    pixels: np.ndarray  # (N, 3, H, W) uint8 or float32
+    scale: np.ndarray  # (3,) float32: value = pixel * scale + shift
+    shift: np.ndarray  # (3,)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self.pixels), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """`pixel_values`, (B, 3, H, W) float32."""
+        import torch
+
+        raw = torch.from_numpy(self.pixels[rows]).float()
+        return {"pixel_values": raw * torch.from_numpy(self.scale)[:, None, None] + torch.from_numpy(self.shift)[:, None, None]}
+
+
+def opened(picture: Any) -> Image:
+    """The picture as RGB, from a path, encoded bytes, an array (H, W[, 3]) or a PIL image.
+
+    Raises:
+        AffinageError: too many pixels, or not a readable picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        if isinstance(picture, np.ndarray):
+            image = Image.fromarray(picture)
+        elif isinstance(picture, bytes):
+            image = Image.open(io.BytesIO(picture))
+        elif isinstance(picture, (str, Path)):
+            image = Image.open(picture)
+        else:
+            image = picture
+        if image.width * image.height > MOST_PIXELS:
+            raise AffinageError(f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first")
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        name = "encoded bytes" if isinstance(picture, bytes) else picture
+        raise AffinageError(f"cannot read the picture {name} ({error}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+
+
+def affine(processor: Any, sample: Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, shift) a channel by which the processor turns resized uint8 pixels into its output, or None if it does more."""
+    whole = np.asarray(processor(sample, return_tensors="np")["pixel_values"][0])
+    plain = resized(processor, [sample])[0]
+    factor = float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
+    if getattr(processor, "do_normalize", False):
+        mean, std = np.asarray(processor.image_mean, np.float32), np.asarray(processor.image_std, np.float32)
+    else:
+        mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
+    scale, shift = (factor / std).astype(np.float32), (-mean / std).astype(np.float32)
+    same = whole.shape == plain.shape and np.allclose(plain * scale[:, None, None] + shift[:, None, None], whole, atol=1e-4)
+    return (scale, shift) if same else None
+
+
+def resized(processor: Any, pictures: Sequence[Any]) -> np.ndarray:
+    """(B, 3, H, W) as the processor resizes and crops, before it rescales and normalises."""
+    return np.asarray(processor(list(pictures), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"])
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """Any architecture that `AutoModelForImageClassification` knows."""
+
+    name: str = "image-classification"
+    kind: str = "image"
+    metric: str = "accuracy"
+
+    def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
+        """(model, image processor); the processor of the Pillow backend, so that torchvision is never needed."""
+        import transformers
+
+        from affinage import pretrained
+
+        model = pretrained.load(
+            transformers.AutoModelForImageClassification, source, classes, task=self.name, fresh=fresh, revision=revision
+        )
+        processor = pretrained.guarded(
+            lambda: transformers.AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False, backend="pil"),
+            source,
+            self.name,
+        )
+        return model, processor
+
+    def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> ImageRows:
+        """Every picture decoded and resized once, as the checkpoint's own processor does it."""
+        if not len(inputs):
+            return ImageRows(np.zeros((0, 3, 1, 1), np.uint8), np.ones(3, np.float32), np.zeros(3, np.float32))
+        found = affine(processor, opened(inputs[0]))
+
+        def one(picture: Any) -> np.ndarray:
+            image = opened(picture)
+            if found is None:
+                return np.asarray(processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+            return resized(processor, [image])[0].astype(np.uint8)
+
+        first = one(inputs[0])
+        pixels = np.empty((len(inputs), *first.shape), dtype=first.dtype)
+
+        def fill(row: int) -> None:
+            pixels[row] = one(inputs[row])
+
+        with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
+            for _ in pool.map(fill, range(len(inputs)), chunksize=64):
+                pass
+        scale, shift = found or (np.ones(3, np.float32), np.zeros(3, np.float32))
+        return ImageRows(pixels, scale, shift)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+        """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+
+    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        return scores(logits, targets)
+
+
+task = ImageClassification()

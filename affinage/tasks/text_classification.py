@@ -1,0 +1,110 @@
+"""Text classification and sentiment: a sentence in, one of C classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affinage.measure.classification import scores
+from affinage.types import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """N token sequences, ragged: row i is `values[starts[i]:starts[i + 1]]`."""
+
+    values: np.ndarray  # (sum of lengths,) int32
+    starts: np.ndarray  # (N + 1,) int64
+    padding: int
+    left: bool = False  # where the processor pads; decoders with a last-token head are indifferent, encoders with positions are not
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """`input_ids` and `attention_mask`, (B, T), padded to the longest of the rows."""
+        import torch
+
+        lengths = self.lengths[rows]
+        places = np.arange(int(lengths.max(initial=1)))[None, :]
+        offset = (places.shape[1] - lengths)[:, None] if self.left else 0
+        mask = (places >= offset) & (places < offset + lengths[:, None])
+        ids = np.full(mask.shape, self.padding, dtype=np.int64)
+        ids[mask] = np.concatenate([self.values[self.starts[r] : self.starts[r + 1]] for r in rows]) if len(rows) else []
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Any architecture that `AutoModelForSequenceClassification` knows, and encoders with no such head."""
+
+    name: str = "text-classification"
+    kind: str = "text"
+    metric: str = "accuracy"
+
+    def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
+        """(model, tokenizer). Eager attention: for short rows on a CPU it is faster than the fused kernel (measured: notes in docs)."""
+        import torch
+        import transformers
+
+        from affinage import pretrained
+
+        options: dict[str, Any] = {} if torch.cuda.is_available() else {"attn_implementation": "eager"}
+        model = pretrained.load(
+            transformers.AutoModelForSequenceClassification,
+            source,
+            classes,
+            task=self.name,
+            fresh=fresh,
+            revision=revision,
+            **options,
+        )
+        tokenizer = pretrained.guarded(
+            lambda: transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False), source, self.name
+        )
+        if tokenizer.pad_token_id is None:  # GPT-2 and others were never padded
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        return model, tokenizer
+
+    def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> TokenRows:
+        """All rows tokenised once, truncated to what the model can read (at most 512 tokens unless told otherwise)."""
+        longest = getattr(model.config, "max_position_embeddings", None) or 512
+        if "roberta" in model.config.model_type or model.config.model_type == "camembert":
+            longest -= 2  # their positions begin after the padding index
+        limit = min(max_length or 512, longest, processor.model_max_length)
+        values: list[np.ndarray] = []
+        lengths: list[int] = []
+        for start in range(0, len(inputs), 8192):
+            rows = processor(list(inputs[start : start + 8192]), truncation=True, max_length=limit, return_attention_mask=False)
+            lengths += [len(row) for row in rows["input_ids"]]
+            values += [np.asarray(row, dtype=np.int32) for row in rows["input_ids"]]
+        return TokenRows(
+            values=np.concatenate(values) if values else np.zeros(0, np.int32),
+            starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            padding=int(processor.pad_token_id),
+            left=processor.padding_side == "left",
+        )
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+        """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+
+    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        return scores(logits, targets)
+
+
+task = TextClassification()

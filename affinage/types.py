@@ -1,0 +1,172 @@
+"""The nouns, on one page. Shapes: B batch, T tokens, D width, C classes, H W pixels, N rows.
+
+Nothing of ours but `errors` is imported here, and torch only for the type checker, so that this page costs nothing to import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = dict[str, "torch.Tensor"]  # what a model's forward takes, by argument name
+
+# Ordered (pattern, learning rate); None freezes; the first match wins; every parameter must match (big_vision's table).
+# A pattern is an address (`stem`, `blocks.3`, `blocks.-2:`, `head`) or a glob over parameter names.
+Rates = tuple[tuple[str, float | None], ...]
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what, where convention does not tell."""
+
+    text: str | None = None
+    image: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """N rows of one split, column by column."""
+
+    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image
+    targets: Sequence[Any]  # as read: str (a class name). After `labels.encode`: int64 (N,), -1 for a label unknown to train
+    ids: Sequence[str]  # where the row came from: "train/cat/1.png", "train.csv:17"
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Split:
+        """The given rows, in the given order."""
+        rows = np.asarray(rows, dtype=np.int64)
+        targets = self.targets[rows] if isinstance(self.targets, np.ndarray) else [self.targets[i] for i in rows]
+        return Split([self.inputs[i] for i in rows], targets, [self.ids[i] for i in rows])
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a reader found: up to three splits of one kind of input."""
+
+    kind: Literal["text", "image"]
+    source: str  # what the user named, for the run's record
+    train: Split
+    validation: Split | None = None
+    test: Split | None = None
+    classes: tuple[str, ...] | None = None  # an order that the source itself declares (ClassLabel); else the training split's
+    unreadable: tuple[tuple[str, str], ...] = ()  # (row id, why) of what was skipped
+
+    def splits(self) -> Iterator[tuple[str, Split]]:
+        """(name, split) for each split that is there."""
+        for name in ("train", "validation", "test"):
+            split = getattr(self, name)
+            if split is not None:
+                yield name, split
+
+    def with_splits(self, **splits: Split | None) -> Data:
+        """The same data with some splits replaced."""
+        return replace(self, **splits)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the data check found. `severity`: a leak or an error stops `fit`; a warning is reported."""
+
+    kind: str  # "unreadable", "duplicate-across-splits", "near-duplicate-across-splits", "label-only-in-test", "imbalance", ...
+    severity: Literal["error", "leak", "warning"]
+    message: str  # one sentence, with the count
+    rows: tuple[tuple[str, str, str, str], ...] = ()  # (split, id, other split, other id) of the offenders; "" where there is no other
+
+
+# -------------------------------------------------------------------------------------------------------- what learns
+@dataclass(frozen=True)
+class Stage:
+    """What learns, how fast and how long. `solve` fits a linear head to its optimum on features computed once; `fit` trains."""
+
+    name: str
+    how: Literal["solve", "fit"]
+    rates: Rates  # who learns, and how fast at the peak of the schedule
+    epochs: int = 1
+    batch: int = 16  # examples a step
+    warmup: float = 0.1  # share of the steps in which the rate rises linearly
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = 0.0  # on matrices only; 0 for what was pretrained: it would pull towards zero, not towards the base
+    clip: float = 1.0  # largest norm of the gradient
+    label_smoothing: float = 0.0
+    average: float = 0.0  # exponential moving average of the weights, as a share of the steps; 0 for none
+    patience: int = 0  # epochs without a better validation score before it stops; 0 for never
+    dropout: bool = True  # the checkpoint's own dropout, in the parts that train
+    augment: str = "none"  # "none", "light" or "strong"; images only
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tuple of stages, as data. `fresh`: only the architecture is reused, its weights are drawn anew."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    fresh: bool = False
+    lora: int = 0  # rank of the low-rank update, 0 for none
+
+
+# ------------------------------------------------------------------------------------------------------------- task
+@runtime_checkable
+class Rows(Protocol):
+    """N encoded rows of one split, ready to be batched without a loop over examples in Python."""
+
+    lengths: np.ndarray  # (N,) int64: tokens a row, or 1 where all rows cost the same
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The rows as the tensors that the model's forward takes (padded to the longest)."""
+        ...
+
+
+class Task(Protocol):
+    """Rows -> batches, outputs -> loss, outputs -> scores, for one kind of problem. One file in `tasks/`."""
+
+    name: str  # the pipeline tag: "text-classification"
+    kind: str  # the kind of `Data` that it reads: "text"
+    metric: str  # the score that selects, higher is better: "accuracy"
+
+    def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
+        """(model with a head for `classes`, processor) of a Hub id, a folder or a run. Runs no code from a file."""
+        ...
+
+    def encode(self, inputs: Sequence[Any], processor: Any, model: Any) -> Rows: ...
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+        """Mean loss, a scalar."""
+        ...
+
+    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
+        """Named scores of (N, C) logits against (N,) targets; intervals as `NAME_interval: [low, high]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something took. CPU seconds are those of the whole process, all threads."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage left: its cost, its scores on validation, and what is worth telling (penalty, gradient norm, epochs)."""
+
+    stage: str
+    cost: Cost
+    validation: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)

