@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -186,7 +187,7 @@ def _chain(trace: Trace, container: nn.Module) -> list[nn.Module] | None:
     blocks = sorted((m for m in children if _weights(m) >= WEIGHTS), key=lambda m: calls[m].enter)
     if not blocks or 2 * len(blocks) < sum(any(True for _ in m.parameters()) for m in children):
         return None
-    for a, b in zip(blocks, blocks[1:]):
+    for a, b in pairwise(blocks):
         if calls[a].leave > calls[b].enter:
             return None  # one runs inside the other
         if trace.born.get(calls[b].first, 0) < calls[a].start:  # type: ignore[arg-type]

@@ -64,8 +64,8 @@ class Fitting:
             raise AffinageError(f"stage {stage.name} trains nothing: give at least one address a rate, for example --unfreeze 1")
         groups = rates.groups(net, self.table)
         self.peaks = [group["lr"] for group in groups]
-        decay = [{**{k: v for k, v in g.items() if k != "names"}, "weight_decay": g.get("weight_decay", 0.0) and stage.weight_decay} for g in groups]
-        self.optimizer = torch.optim.AdamW(decay, fused=True)
+        plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]  # biases and norms carry a decay of 0
+        self.optimizer = torch.optim.AdamW(plain, weight_decay=stage.weight_decay, fused=True)
         self.names = [name for group in groups for name in group["names"]]
         self.progress = Progress()
         self.steps = stage.epochs * math.ceil(len(rows) / stage.batch)

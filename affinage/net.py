@@ -43,8 +43,8 @@ class Net:
             k = sum(start <= time for start in starts) - 1
             return f"blocks.{k}" if k >= 0 else "stem"
 
-        last, exact = _last_layer(trace, blocks, starts[-1] if starts else 0)
-        head = _head_parameters(trace, modules, last, starts)
+        last, exact = _last_layers(trace, blocks, starts[-1] if starts else 0)
+        head = {name for layer in last for name in _head_parameters(trace, modules, layer, starts)}
         where = {}
         for name, _ in model.named_parameters():
             if name in head:
@@ -59,7 +59,7 @@ class Net:
             # A module that does nothing in eval mode (a Dropout that ends a block) shares its time with what follows it.
             places |= {name: f"blocks.{k}" for name in places if name == block or name.startswith(block + ".")}
         why = "" if blocks else f"no chain of two or more blocks found in {type(model).__name__}: all but the head is the stem"
-        head_name = last if exact and isinstance(modules[last], nn.Linear) else None
+        head_name = last[0] if exact and isinstance(modules[last[0]], nn.Linear) else None
         return cls(model, blocks, head_name, why, where, places)
 
     @property
@@ -86,23 +86,23 @@ class Net:
         return [{"address": address, "parameters": sizes[address]} for address in self.addresses()]
 
 
-def _last_layer(trace: Trace, blocks: tuple[str, ...], since: int) -> tuple[str, bool]:
-    """(name, exact) of the last layer outside the blocks, called from time `since` on, with as many outputs as there are logits;
-    "" if there is none. Exact: the logits are its output, or rows of it."""
+def _last_layers(trace: Trace, blocks: tuple[str, ...], since: int) -> tuple[list[str], bool]:
+    """(names, exact): the layer outside the blocks, called from time `since` on, whose output (or rows of it) the logits are:
+    exact. If there is none: all such layers with as many outputs as there are logits (DeiT averages two heads)."""
     if trace.logits is None:
-        return "", False
-    classes = trace.logits.shape[-1]
+        return [], False
     candidates = []
     for module, calls in trace.calls.items():
-        width = module.out_features if isinstance(module, nn.Linear) else getattr(module, "out_channels", None)
         name, output = trace.names[module], calls[-1].output
-        if width == classes and output is not None and calls[-1].start >= since and not name.startswith(tuple(b + "." for b in blocks)):
+        width = module.out_features if isinstance(module, nn.Linear) else getattr(module, "out_channels", None)
+        inside = any(name.startswith(block + ".") for block in blocks)
+        if width == trace.logits.shape[-1] and output is not None and calls[-1].start >= since and not inside:
             candidates.append((calls[-1].leave, name, output))
     candidates.sort(key=lambda c: c[0])
     for _, name, output in reversed(candidates):
         if _are_rows_of(trace.logits, output):
-            return name, True
-    return (candidates[-1][1], False) if candidates else ("", False)
+            return [name], True
+    return [name for _, name, _ in candidates], False
 
 
 def _are_rows_of(logits: torch.Tensor, output: torch.Tensor) -> bool:
@@ -114,20 +114,18 @@ def _are_rows_of(logits: torch.Tensor, output: torch.Tensor) -> bool:
     return bool((output.to(logits.dtype) == logits.unsqueeze(1)).all(-1).any(1).all())
 
 
-def _head_parameters(trace: Trace, modules: dict[str, nn.Module], last: str, starts: list[int]) -> set[str]:
-    """Names of the last layer's parameters and of those beside it in the same classifier module.
+def _head_parameters(trace: Trace, modules: dict[str, nn.Module], layer: str, starts: list[int]) -> set[str]:
+    """Names of a last layer's parameters and of those beside it in the same classifier module.
 
     A parameter that the forward reads before the last block (tied embeddings) stays where it is first read.
     """
-    if not last:
-        return set()
     since = starts[-1] if starts else 0
 
     def late(names: Iterable[str]) -> set[str]:
         return {name for name in names if trace.first_use.get(name, since) >= since}
 
-    own = late(f"{last}.{name}" for name, _ in modules[last].named_parameters())
-    parent = last.rpartition(".")[0]
+    own = late(f"{layer}.{name}" for name, _ in modules[layer].named_parameters())
+    parent = layer.rpartition(".")[0]
     if not starts or not parent:
         return own
     beside = {f"{parent}.{name}" for name, _ in modules[parent].named_parameters()}

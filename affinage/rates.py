@@ -71,7 +71,8 @@ def resolve(net: Net, rates: Rates) -> dict[str, float | None]:
     missing = [name for name in net.parameters if name not in table]
     if missing:
         raise AffinageError(
-            f"no row of the rates covers '{missing[0]}' ({len(missing)} such parameters): end the table with ('*', None) to freeze the rest"
+            f"no row of the rates covers '{missing[0]}' ({len(missing)} such parameters):"
+            " end the table with ('*', None) to freeze the rest"
         )
     return {name: table[name] for name in net.parameters}
 
@@ -101,7 +102,7 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
     else:
         numbers = block_numbers(net, unfreeze)
         if not numbers:
-            raise AffinageError(f"'{unfreeze}' stands for no blocks of a model with {count}: use 'all', 'everything', 2 or 'blocks.-2:'")
+            raise AffinageError(f"'{unfreeze}' stands for none of the {count} blocks: use 'all', 'everything', 2 or 'blocks.-2:'")
     filled = {address for address, names in net.addresses().items() if names}
     rows: list[tuple[str, float | None]] = [("head", head_rate)] if "head" in filled else []
     rows += [(f"blocks.{k - count}", rate * decay ** (count - 1 - k)) for k in reversed(numbers) if f"blocks.{k}" in filled]
@@ -168,7 +169,9 @@ def groups(net: Net, table: dict[str, float | None]) -> list[dict[str, Any]]:
         # (1, 1, D) is one vector as well: a class token, ConvNeXt V2's response norm
         vector = parameter.dim() < 2 or (parameter.dim() > 2 and parameter.numel() == max(parameter.shape))
         decays = not vector and "bias" not in name.rpartition(".")[2]
-        group = found.setdefault((rate, decays), {"params": [], "names": [], "lr": rate} | ({} if decays else {"weight_decay": 0.0}))
+        group = found.setdefault((rate, decays), {"params": [], "names": [], "lr": rate})
+        if not decays:
+            group["weight_decay"] = 0.0
         group["params"].append(parameter)
         group["names"].append(name)
     return list(found.values())

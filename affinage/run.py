@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from affinage import __version__, checkpoint, config, labels, plans, pooling, rates, tasks
-from affinage import check as checking
 from affinage import data as reading
 from affinage.errors import AffinageError
-from affinage.features import bf16_pays, device, passed
+from affinage.check import check, clean, summary, without_leaks
+from affinage.check import write as write_findings
+from affinage.features import auto_precision, device, passed
 from affinage.fit import Fitting
 from affinage.net import Net
 from affinage.progress import Bar
@@ -66,26 +67,26 @@ def check_data(data: Any, *, task: str | None = None, **columns: Any) -> list[Fi
     """
     test = columns.pop("test", None)
     validation = columns.pop("validation", None)
-    found = reading.read(data, columns=_columns(columns), test=test, validation=validation)
-    tasks.find(task, found.kind)
-    return checking.check(found)
+    kind = tasks.kind(task)
+    found = reading.read(data, columns=_columns(columns), test=test, validation=validation, kind=kind)
+    return check(found)
 
 
 def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
     """The data, checked; refuses what would make the result a lie."""
     path = settings.validation if isinstance(settings.validation, (str, Path)) else None
-    data = reading.read(settings.data, columns=_columns(settings.model_dump()), validation=path, test=settings.test)
+    data = reading.read(settings.data, columns=_columns(settings.model_dump()), validation=path, test=settings.test, kind=tasks.kind(settings.task))
     task = tasks.find(settings.task, data.kind)
-    findings = checking.check(data)
+    findings = check(data)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         raise AffinageError(errors[0].message)
     leaks = [f for f in findings if f.severity == "leak"]
     if leaks and settings.leaks == "refuse":
         raise AffinageError(f"{leaks[0].message}; leave them out of training with --leaks drop, or accept them with --leaks allow")
-    data = checking.clean(data, findings)
+    data = clean(data, findings)
     if leaks and settings.leaks == "drop":
-        data = checking.without_leaks(data, findings)
+        data = without_leaks(data, findings)
     return data, findings, task
 
 
@@ -171,7 +172,7 @@ def _prepare(settings: config.Settings) -> Inputs:
     net = Net.of(model, sample)
     wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
     plan = plans.make(settings.plan, net, task.kind, len(data.train), wishes, patience=data.validation is not None)
-    precision = settings.precision if settings.precision != "auto" else "bf16" if bf16_pays() else "fp32"
+    precision = settings.precision if settings.precision != "auto" else auto_precision(model)
     return Inputs(settings, task, data, classes, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
 
 
@@ -227,7 +228,7 @@ def _plan_json(inputs: Inputs) -> dict[str, Any]:
             "fingerprint": inputs.fingerprint,
             "rows": {name: len(split) for name, split in data.splits()},
             "classes": list(inputs.classes),
-            "findings": checking.summary(inputs.findings),
+            "findings": summary(inputs.findings),
         },
     }
 
@@ -332,7 +333,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     header = {"affinage": __version__, "status": "running", "created": _now(), **_plan_json(inputs), "seed": settings.seed, "settings": _told(settings)}
     header |= {"versions": _versions(), "commit": _commit(), "hardware": _hardware(inputs.precision)}
     _write(out / "run.json", header)
-    checking.write(inputs.findings, out / "findings.csv")
+    write_findings(inputs.findings, out / "findings.csv")
     story = Story(inputs, out, header)
     tensors: dict[str, torch.Tensor] = {}
     saved: dict[str, Any] = {}

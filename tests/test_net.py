@@ -47,7 +47,8 @@ def test_what_enters_a_block_depends_on_what_stands_before_it_alone(name: str) -
         late = [a for a in addresses if a not in early]
         entered: list[torch.Tensor] = []
         hook = model.get_submodule(net.blocks[k]).register_forward_pre_hook(
-            lambda m, a, kw: entered.append(next(t for t in (*a, *kw.values()) if torch.is_tensor(t)).clone()), with_kwargs=True
+            lambda m, a, kw, to=entered: to.append(next(t for t in (*a, *kw.values()) if torch.is_tensor(t)).clone()),
+            with_kwargs=True,
         )
         with torch.no_grad():
             model(**batch)
@@ -94,7 +95,7 @@ def test_where_the_edges_are() -> None:
     assert address("deberta_v2")["deberta.encoder.rel_embeddings.weight"] == "stem"  # one table for all blocks
     assert address("swin")["swin.encoder.layers.0.downsample.reduction.weight"] == "blocks.0"  # between blocks 0 and 1
     both = [n for n, a in address("deit_two_heads").items() if a == "head"]
-    assert both == ["cls_classifier.weight", "cls_classifier.bias", "distillation_classifier.weight", "distillation_classifier.bias"]
+    assert both == [f"{head}_classifier.{p}" for head in ("cls", "distillation") for p in ("weight", "bias")]
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -109,7 +110,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
     batch["pixel_values"] = torch.randn(2, 3)  # a forward that fails leaves nothing behind either
-    with pytest.raises(Exception):  # noqa: B017, PT011 (what a broken batch raises is the model's own affair)
+    with pytest.raises(Exception):  # noqa: B017 (what a broken batch raises is the model's own affair)
         Net.of(model, batch)
     assert [m.training for m in model.modules()] == modes
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -135,7 +136,7 @@ def test_a_network_without_blocks_is_a_stem_and_a_head() -> None:
 
 
 def test_minilm(minilm: Path) -> None:
-    """A checkpoint read from a file (weights may share storage) has the addresses of its architecture, with and without a head."""
+    """A checkpoint read from a file (weights may share storage) has its architecture's addresses; so has one without a head."""
     from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
     batch = dict(AutoTokenizer.from_pretrained(minilm)(["a good film", "bad"], padding=True, return_tensors="pt"))

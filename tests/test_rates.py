@@ -52,7 +52,13 @@ def test_a_glob_stands_for_parameter_names(bert: Net) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "near"),
-    [("heads", "head"), ("blocks.7", "blocks."), ("blocks.3:", "blocks."), ("clasifier.weight", "classifier.weight"), ("Stem", "stem")],
+    [
+        ("heads", "head"),
+        ("blocks.7", "blocks."),
+        ("blocks.3:", "blocks."),
+        ("clasifier.weight", "classifier.weight"),
+        ("Stem", "stem"),
+    ],
 )
 def test_a_pattern_that_matches_nothing_names_the_nearest(bert: Net, pattern: str, near: str) -> None:
     with pytest.raises(AffinageError, match=rf"'{pattern}' matches no parameter, the nearest is '{near}") as caught:
@@ -149,7 +155,8 @@ def test_dropout_of_frozen_blocks_is_off(name: str) -> None:
     table = resolve(net, decayed(net, 1e-4, 0.5, 1e-3, 1))
     train_mode(net, table)
     seen: list[torch.Tensor] = []
-    hook = net.model.get_submodule(net.blocks[-2]).register_forward_hook(lambda m, a, o: seen.append(o[0] if isinstance(o, tuple) else o))
+    frozen = net.model.get_submodule(net.blocks[-2])
+    hook = frozen.register_forward_hook(lambda m, a, o: seen.append(o[0] if isinstance(o, tuple) else o))
     with torch.no_grad():
         net.model(**batch)
         net.model(**batch)

@@ -21,13 +21,35 @@ class Family(NamedTuple):
 
 CLASSES = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
 VIT = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16)
-BERT = dict(vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+BERT = dict(
+    vocab_size=99, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64
+)
 STAGES = dict(hidden_sizes=[16, 32, 48, 64], depths=[1, 2, 1, 1])
-DETECTOR = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-                encoder_ffn_dim=64, decoder_ffn_dim=64, num_queries=10)  # fmt: skip
-WAV = dict(vocab_size=32, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, conv_dim=(16, 16),
-           conv_stride=(10, 8), conv_kernel=(10, 8), num_feat_extract_layers=2, num_conv_pos_embeddings=16,
-           num_conv_pos_embedding_groups=4, classifier_proj_size=16, apply_spec_augment=False)  # fmt: skip
+DETECTOR = dict(
+    d_model=32,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=64,
+    decoder_ffn_dim=64,
+    num_queries=10,
+)
+WAV = dict(
+    vocab_size=32,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=64,
+    conv_dim=(16, 16),
+    conv_stride=(10, 8),
+    conv_kernel=(10, 8),
+    num_feat_extract_layers=2,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+    classifier_proj_size=16,
+    apply_spec_augment=False,
+)
 
 
 def images(side: int = 32) -> Batch:
@@ -42,7 +64,13 @@ def tokens() -> Batch:
 
 
 def family(
-    kind: str, config: str, batch: Callable[[], Batch], blocks: list[str], head: str | None = "classifier", slow: bool = False, **sizes: object
+    kind: str,
+    config: str,
+    batch: Callable[[], Batch],
+    blocks: list[str],
+    head: str | None = "classifier",
+    slow: bool = False,
+    **sizes: object,
 ) -> Family:
     """A family of transformers, by the names of its model and configuration classes."""
 
@@ -81,16 +109,63 @@ FAMILIES: dict[str, Family] = {
     "roberta": family(
         "RobertaForSequenceClassification", "RobertaConfig", tokens, row("roberta.encoder.layer"), "classifier.out_proj", **BERT
     ),
-    "distilbert": family("DistilBertForSequenceClassification", "DistilBertConfig", tokens, row("distilbert.transformer.layer"),
-                         vocab_size=99, dim=32, n_layers=3, n_heads=2, hidden_dim=64),  # fmt: skip
-    "modernbert": family("ModernBertForSequenceClassification", "ModernBertConfig", tokens, row("model.layers"), **BERT,
-                         pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),  # fmt: skip
-    "deberta_v2": family("DebertaV2ForSequenceClassification", "DebertaV2Config", tokens, row("deberta.encoder.layer"), **BERT,
-                         relative_attention=True, pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm"),  # fmt: skip
-    "gpt2": family("GPT2ForSequenceClassification", "GPT2Config", tokens, row("transformer.h"), "score", vocab_size=99, n_embd=32,
-                   n_layer=3, n_head=2, pad_token_id=0, bos_token_id=1, eos_token_id=2),  # fmt: skip
-    "electra": family("ElectraForSequenceClassification", "ElectraConfig", tokens, row("electra.encoder.layer"), "classifier.out_proj",
-                      True, embedding_size=32, **BERT),  # fmt: skip
+    "distilbert": family(
+        "DistilBertForSequenceClassification",
+        "DistilBertConfig",
+        tokens,
+        row("distilbert.transformer.layer"),
+        vocab_size=99,
+        dim=32,
+        n_layers=3,
+        n_heads=2,
+        hidden_dim=64,
+    ),
+    "modernbert": family(
+        "ModernBertForSequenceClassification",
+        "ModernBertConfig",
+        tokens,
+        row("model.layers"),
+        **BERT,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+    ),
+    "deberta_v2": family(
+        "DebertaV2ForSequenceClassification",
+        "DebertaV2Config",
+        tokens,
+        row("deberta.encoder.layer"),
+        **BERT,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+    ),
+    "gpt2": family(
+        "GPT2ForSequenceClassification",
+        "GPT2Config",
+        tokens,
+        row("transformer.h"),
+        "score",
+        vocab_size=99,
+        n_embd=32,
+        n_layer=3,
+        n_head=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "electra": family(
+        "ElectraForSequenceClassification",
+        "ElectraConfig",
+        tokens,
+        row("electra.encoder.layer"),
+        "classifier.out_proj",
+        True,
+        embedding_size=32,
+        **BERT,
+    ),
     "mpnet": family(
         "MPNetForSequenceClassification", "MPNetConfig", tokens, row("mpnet.encoder.layer"), "classifier.out_proj", True, **BERT
     ),
@@ -100,46 +175,166 @@ FAMILIES: dict[str, Family] = {
     "deit": family("DeiTForImageClassification", "DeiTConfig", images, row("deit.layers"), **VIT),
     "deit_two_heads": family("DeiTForImageClassificationWithTeacher", "DeiTConfig", images, row("deit.layers"), None, **VIT),
     "beit": family("BeitForImageClassification", "BeitConfig", images, row("beit.layers"), slow=True, **VIT),
-    "dinov2": family("Dinov2ForImageClassification", "Dinov2Config", images, row("dinov2.encoder.layer"), hidden_size=32,
-                     num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=16),  # fmt: skip
-    "swin": family("SwinForImageClassification", "SwinConfig", lambda: images(64), stages("swin.encoder.layers.{}.blocks.{}", 1, 2, 1),
-                   image_size=64, patch_size=4, embed_dim=16, depths=[1, 2, 1], num_heads=[2, 2, 4], window_size=4),  # fmt: skip
-    "swinv2": family(
-        "Swinv2ForImageClassification", "Swinv2Config", lambda: images(64), stages("swinv2.encoder.layers.{}.blocks.{}", 1, 2, 1),
-        slow=True, image_size=64, patch_size=4, embed_dim=16, depths=[1, 2, 1], num_heads=[2, 2, 4], window_size=4),  # fmt: skip
-    "segformer": family("SegformerForImageClassification", "SegformerConfig", lambda: images(64),
-                        stages("segformer.stages.{}.blocks.{}", 1, 2, 1, 1), slow=True, depths=[1, 2, 1, 1],
-                        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 1, 2, 4]),  # fmt: skip
-    "resnet": family("ResNetForImageClassification", "ResNetConfig", images, stages("resnet.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
-                     "classifier.1", embedding_size=16, layer_type="bottleneck", **STAGES),  # fmt: skip
-    "regnet": family("RegNetForImageClassification", "RegNetConfig", images, stages("regnet.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
-                     "classifier.1", embedding_size=16, groups_width=8, **STAGES),  # fmt: skip
-    "convnext": family(
-        "ConvNextForImageClassification", "ConvNextConfig", images, stages("convnext.encoder.stages.{}.layers.{}", 1, 2, 1, 1), **STAGES
+    "dinov2": family(
+        "Dinov2ForImageClassification",
+        "Dinov2Config",
+        images,
+        row("dinov2.encoder.layer"),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
     ),
-    "convnextv2": family("ConvNextV2ForImageClassification", "ConvNextV2Config", images,
-                         stages("convnextv2.encoder.stages.{}.layers.{}", 1, 2, 1, 1), slow=True, **STAGES),  # fmt: skip
-    "mobilenet_v2": family("MobileNetV2ForImageClassification", "MobileNetV2Config", images, row("mobilenet_v2.layer", 16),
-                           depth_multiplier=0.35, min_depth=8),  # fmt: skip
-    "efficientnet": family("EfficientNetForImageClassification", "EfficientNetConfig", images, row("efficientnet.encoder.blocks", 10),
-                           width_coefficient=0.25, depth_coefficient=0.5, image_size=32, hidden_dim=320),  # fmt: skip
+    "swin": family(
+        "SwinForImageClassification",
+        "SwinConfig",
+        lambda: images(64),
+        stages("swin.encoder.layers.{}.blocks.{}", 1, 2, 1),
+        image_size=64,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 2, 1],
+        num_heads=[2, 2, 4],
+        window_size=4,
+    ),
+    "swinv2": family(
+        "Swinv2ForImageClassification",
+        "Swinv2Config",
+        lambda: images(64),
+        stages("swinv2.encoder.layers.{}.blocks.{}", 1, 2, 1),
+        slow=True,
+        image_size=64,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 2, 1],
+        num_heads=[2, 2, 4],
+        window_size=4,
+    ),
+    "segformer": family(
+        "SegformerForImageClassification",
+        "SegformerConfig",
+        lambda: images(64),
+        stages("segformer.stages.{}.blocks.{}", 1, 2, 1, 1),
+        slow=True,
+        depths=[1, 2, 1, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        num_attention_heads=[1, 1, 2, 4],
+    ),
+    "resnet": family(
+        "ResNetForImageClassification",
+        "ResNetConfig",
+        images,
+        stages("resnet.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
+        "classifier.1",
+        embedding_size=16,
+        layer_type="bottleneck",
+        **STAGES,
+    ),
+    "regnet": family(
+        "RegNetForImageClassification",
+        "RegNetConfig",
+        images,
+        stages("regnet.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
+        "classifier.1",
+        embedding_size=16,
+        groups_width=8,
+        **STAGES,
+    ),
+    "convnext": family(
+        "ConvNextForImageClassification",
+        "ConvNextConfig",
+        images,
+        stages("convnext.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
+        **STAGES,
+    ),
+    "convnextv2": family(
+        "ConvNextV2ForImageClassification",
+        "ConvNextV2Config",
+        images,
+        stages("convnextv2.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
+        slow=True,
+        **STAGES,
+    ),
+    "mobilenet_v2": family(
+        "MobileNetV2ForImageClassification",
+        "MobileNetV2Config",
+        images,
+        row("mobilenet_v2.layer", 16),
+        depth_multiplier=0.35,
+        min_depth=8,
+    ),
+    "efficientnet": family(
+        "EfficientNetForImageClassification",
+        "EfficientNetConfig",
+        images,
+        row("efficientnet.encoder.blocks", 10),
+        width_coefficient=0.25,
+        depth_coefficient=0.5,
+        image_size=32,
+        hidden_dim=320,
+    ),
     # detection: a backbone, an encoder and a decoder are one row of blocks, in the order in which they run
     "detr": Family(
         detr,
-        stages("model.backbone.model.encoder.stages.{}.layers.{}", 1, 2, 1, 1) + row("model.encoder.layers", 2) + row("model.decoder.layers", 2),
+        stages("model.backbone.model.encoder.stages.{}.layers.{}", 1, 2, 1, 1)
+        + row("model.encoder.layers", 2)
+        + row("model.decoder.layers", 2),
         "class_labels_classifier",
         slow=True,
     ),
     # sound, language models
-    "wav2vec2": family("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", sound, row("wav2vec2.encoder.layers"), slow=True, **WAV),
+    "wav2vec2": family(
+        "Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", sound, row("wav2vec2.encoder.layers"), slow=True, **WAV
+    ),
     "wav2vec2_ctc": family("Wav2Vec2ForCTC", "Wav2Vec2Config", sound, row("wav2vec2.encoder.layers"), "lm_head", True, **WAV),
-    "whisper": family("WhisperForAudioClassification", "WhisperConfig", lambda: {"input_features": torch.randn(2, 80, 100)},
-                      row("encoder.layers"), slow=True, vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=1,
-                      encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
-                      max_source_positions=50, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1),  # fmt: skip
-    "llama_tied_head": family("LlamaForCausalLM", "LlamaConfig", tokens, row("model.layers"), "lm_head", True, vocab_size=99,
-                              hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
-                              num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0),  # fmt: skip
-    "mamba": family("MambaForCausalLM", "MambaConfig", lambda: {"input_ids": tokens()["input_ids"]}, row("backbone.layers"), "lm_head",
-                    True, vocab_size=99, hidden_size=32, state_size=8, num_hidden_layers=3, pad_token_id=0),  # fmt: skip
+    "whisper": family(
+        "WhisperForAudioClassification",
+        "WhisperConfig",
+        lambda: {"input_features": torch.randn(2, 80, 100)},
+        row("encoder.layers"),
+        slow=True,
+        vocab_size=99,
+        d_model=32,
+        encoder_layers=3,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_source_positions=50,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    ),
+    "llama_tied_head": family(
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        tokens,
+        row("model.layers"),
+        "lm_head",
+        True,
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    ),
+    "mamba": family(
+        "MambaForCausalLM",
+        "MambaConfig",
+        lambda: {"input_ids": tokens()["input_ids"]},
+        row("backbone.layers"),
+        "lm_head",
+        True,
+        vocab_size=99,
+        hidden_size=32,
+        state_size=8,
+        num_hidden_layers=3,
+        pad_token_id=0,
+    ),
 }

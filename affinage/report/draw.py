@@ -52,7 +52,9 @@ def plot(
         # A line of no length with round ends is a dot that stays round when the picture is stretched.
         path = "".join(f"M{p}h0" for p in points) if kind.startswith("dots") else "M" + "L".join(points)
         drawn.append(f'<path class="{kind}" d="{path}"/>')
-    picture = f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{escape(name)}">{"".join(drawn)}</svg>'
+    picture = (
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="{escape(name)}">{"".join(drawn)}</svg>'
+    )
     return f'<div class="plot{" square" if square else ""}"><div class="canvas">{picture}{"".join(words)}</div></div>'
 
 

@@ -64,7 +64,9 @@ def facts(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise AffinageError(f"{path} is not JSON ({error}): run `affinage fit` again, or restore the file") from None
     if not isinstance(found, dict):
-        raise AffinageError(f"{path} holds a {type(found).__name__}, expected an object: run `affinage fit` again, or restore the file")
+        raise AffinageError(
+            f"{path} holds a {type(found).__name__}, expected an object: run `affinage fit` again, or restore the file"
+        )
     return found
 
 

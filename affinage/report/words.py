@@ -96,7 +96,9 @@ def hub_id(source: str | None, revision: str | None = None) -> bool:
 def anatomy(parts: list[dict[str, Any]]) -> list[tuple[str, int, bool, float | None]]:
     """(addresses, parameters, trained, rate), neighbours that learn alike joined: `blocks.0` to `blocks.3` as "blocks.0–3"."""
     joined = []
-    for (kind, trained, speed), group in groupby(parts, lambda p: (p["address"].split(".")[0], bool(p["trained"]), p.get("rate"))):
+    for (kind, trained, speed), group in groupby(
+        parts, lambda p: (p["address"].split(".")[0], bool(p["trained"]), p.get("rate"))
+    ):
         members = list(group)
         first, last = members[0]["address"], members[-1]["address"]
         name = first if first == last else f"{first}–{last.removeprefix(kind + '.')}"
@@ -109,5 +111,7 @@ def stages(plan: dict[str, Any]) -> str:
     said = []
     for stage in plan.get("stages", []):
         epochs = stage.get("epochs", 1)
-        said.append(f"{stage['name']} ({stage['how']}" + (f", {epochs} epoch{'s' * (epochs != 1)})" if stage["how"] == "fit" else ")"))
+        said.append(
+            f"{stage['name']} ({stage['how']}" + (f", {epochs} epoch{'s' * (epochs != 1)})" if stage["how"] == "fit" else ")")
+        )
     return ", ".join(said)

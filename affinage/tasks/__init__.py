@@ -30,3 +30,11 @@ def find(name: str | None, kind: str) -> Task:
         fitting = ", ".join(t.name for t in tasks.values() if t.kind == kind)
         raise AffinageError(f"task {name} reads {task.kind} data, but this is {kind} data: use --task {fitting}")
     return task
+
+
+def kind(name: str | None) -> str | None:
+    """The kind of data that the task reads; None where no task was named and the data tells."""
+    if name is None:
+        return None
+    tasks = {task.name: task for task in every()}
+    return tasks[choose("task", name, tasks)].kind
