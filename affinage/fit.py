@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -47,6 +48,19 @@ def share(stage: Stage, step: int, steps: int) -> float:
         return 1.0
     left = (step - warm) / max(1, steps - warm)
     return 0.5 * (1 + math.cos(math.pi * left)) if stage.schedule == "cosine" else 1.0 - left
+
+
+def interval() -> float:
+    """Seconds between two checkpoints within an epoch: AFFINAGE_CHECKPOINT_SECONDS, or 60, so that a crash costs a minute at most.
+
+    Raises:
+        AffinageError: the variable holds no number.
+    """
+    text = os.environ.get("AFFINAGE_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise AffinageError(f"AFFINAGE_CHECKPOINT_SECONDS is '{text}': expected seconds, such as 60") from None
 
 
 class Fitting:
@@ -169,14 +183,13 @@ class Fitting:
         records: Records,
         save: Callable[[], None],
         advance: Callable[[int, str], None],
-        every: float = 60.0,
     ) -> None:
         """Train to the end of the stage.
 
         `evaluate()` scores the network as it stands, higher is better, or returns None where there is no validation split; `save()` writes
-        a checkpoint, at each epoch's end and every `every` seconds; `advance(rows, words)` moves the progress bar.
+        a checkpoint, at each epoch's end and every `interval()` seconds; `advance(rows, words)` moves the progress bar.
         """
-        progress = self.progress
+        progress, every = self.progress, interval()
         rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
         clock, cpu, saved = time.perf_counter(), time.process_time(), time.perf_counter()
 

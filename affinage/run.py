@@ -172,7 +172,7 @@ def _prepare(settings: config.Settings) -> Inputs:
     net = Net.of(model, sample)
     wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
     plan = plans.make(settings.plan, net, task.kind, len(data.train), wishes, patience=data.validation is not None)
-    precision = settings.precision if settings.precision != "auto" else auto_precision(model)
+    precision = settings.precision if settings.precision != "auto" else auto_precision()
     return Inputs(settings, task, data, classes, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
 
 

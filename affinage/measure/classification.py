@@ -107,8 +107,9 @@ def _macro_f1_interval(table: np.ndarray) -> list[float]:
     for start in range(0, DRAWS, 100):  # 100 at a time: with 200 classes a draw may have 40,000 cells
         draws = generator.multinomial(n, table[truth, predicted] / n, size=min(100, DRAWS - start))
         hits, across, down = (np.zeros((len(draws), classes + 1), dtype=np.int64) for _ in range(3))
-        np.add.at(down, (slice(None), truth), draws)
-        np.add.at(across, (slice(None), predicted), draws)
+        for i in range(classes + 1):
+            down[:, i] = draws[:, truth == i].sum(axis=1)
+            across[:, i] = draws[:, predicted == i].sum(axis=1)
         same = truth == predicted
         hits[:, truth[same]] = draws[:, same]
         values.append(_macro_f1(hits[:, :classes], across[:, :classes], down[:, :classes]))

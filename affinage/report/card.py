@@ -80,9 +80,13 @@ def _opening(known: dict[str, Any]) -> str:
     shown = ", ".join(_text(c) for c in classes[:20]) + (f", and {len(classes) - 20} more" if len(classes) > 20 else "")
     return (
         f"# {_text(_name(known))}\n\nThis model {verb} {_text(words.name_of(model.get('source')))}, {how} for {_text(task)} on "
-        f"{_text(words.name_of(data.get('source')))} with [affinage](https://pypi.org/project/affinage/) {_text(known.get('affinage', ''))}.\n\n"
+        f"{_text(words.name_of(data.get('source')))} with [affinage](https://pypi.org/project/affinage/) "
+        f"{_text(known.get('affinage', ''))}.\n\n"
         + (f"It tells {len(classes)} classes apart: {shown}.\n\n" if classes else "")
-        + f'```python\nfrom transformers import pipeline\n\nclassify = pipeline("{re.sub(r"[^a-z-]", "", task)}", model="path/to/this/folder")\n```'
+        + (
+            f'```python\nfrom transformers import pipeline\n\nclassify = pipeline("{re.sub(r"[^a-z-]", "", task)}", '
+            f'model="path/to/this/folder")\n```'
+        )
     )
 
 
@@ -135,7 +139,8 @@ def _limits(known: dict[str, Any]) -> str:
     lines = [
         "## Limits",
         "",
-        "Measured on the data above and nothing else. The licence is that of the base model and of the data: set it before you publish.",
+        "Measured on the data above and nothing else. The licence is that of the base model and of the data: set it before "
+        "you publish.",
     ]
     if found:
         lines += ["", "The data check found:", ""] + [

@@ -10,7 +10,7 @@ import numpy as np
 
 MOST_POINTS = 400  # of a curve: more than one a pixel tells nothing
 
-Line = tuple[str, Sequence[float], Sequence[float]]  # (css class, x, y)
+Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # (css class, x, y)
 
 
 def plot(
@@ -100,7 +100,8 @@ def heat(counts: np.ndarray, classes: Sequence[str]) -> str:
     """A confusion matrix (C or C + 1, C) as a table: truth down, prediction across, shaded by the share of the truth."""
     names = list(classes) + ["(unseen class)"] * (len(counts) - len(classes))
     with_numbers = len(classes) <= 12
-    head = "".join(f'<th scope="col" title="{escape(c)}"><span>{escape(c)}</span></th>' for c in classes)
+    short = ' class="short"' if all(len(c) <= 3 for c in classes) else ""  # upright where that fits
+    head = "".join(f'<th scope="col"{short} title="{escape(c)}"><span>{escape(c)}</span></th>' for c in classes)
     body = []
     for i, (name, row) in enumerate(zip(names, counts, strict=True)):
         total = max(int(row.sum()), 1)
@@ -116,6 +117,7 @@ def heat(counts: np.ndarray, classes: Sequence[str]) -> str:
         body.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>')
     size = "" if with_numbers else " small"
     return (
-        f'<div class="scroll"><table class="heat{size}"><thead><tr><th class="corner">truth ↓ &nbsp;prediction →</th>{head}</tr></thead>'
+        f'<div class="scroll"><table class="heat{size}"><thead><tr><th class="corner">truth ↓ &nbsp;prediction →</th>'
+        f"{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )

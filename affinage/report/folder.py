@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,8 @@ def metric(scores: dict[str, Any]) -> str:
 def _records(path: Path) -> tuple[Record, ...]:
     found: list[Record] = []
     if path.is_file():
-        try:
+        with suppress(ValueError, TypeError):  # the last line of a run that is being written, or was killed, may be half a line
             found.extend(record.read(path))
-        except ValueError:  # the last line of a run that is being written, or was killed, may be half a line
-            pass
     return tuple(one for one in found if isinstance(one.value, (int, float)) and math.isfinite(one.value))
 
 

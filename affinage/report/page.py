@@ -66,7 +66,8 @@ def headline(run: Run) -> str:
     out.append(f' <span class="soft">on</span> {_text(words.name_of(data.get("source")))}</h1>')
     if known.get("status") not in (None, "finished"):
         out.append(
-            f'<p class="notice">This run is <b>{_text(known["status"])}</b>, not finished: what follows is what is known so far.</p>'
+            f'<p class="notice">This run is <b>{_text(known["status"])}</b>, not finished: what follows is what is known so '
+            f"far.</p>"
         )
     if split:
         name = metric(scores)
@@ -99,9 +100,9 @@ def headline(run: Run) -> str:
     cost, rows = known.get("cost", {}), data.get("rows", {})
     rest += [("kept", str(known["kept"]))] if known.get("kept") else []
     rest += [("classes", f"{len(data['classes']):,}")] if data.get("classes") else []
-    rest += [("rows: " + ", ".join(rows), " · ".join(f"{n:,}" for n in rows.values()))] if rows else []
+    rest += [(f"{split} rows", f"{n:,}") for split, n in rows.items()]
     rest += [("time", duration(cost.get("seconds"))), ("processor time", duration(cost.get("cpu_seconds")))] if cost else []
-    rest += [("drift from the base", f"{known['drift']:.3g}")] if known.get("drift") is not None else []
+    rest += [("drift of the features", f"{known['drift']:.3g}")] if known.get("drift") is not None else []
     return "".join(out) + _facts(rest) + "</header>"
 
 
@@ -118,18 +119,22 @@ def learning(run: Run) -> str:
         on = bool(part["trained"])
         rows.append(
             f'<tr class="{"on" if on else "idle"}"><th scope="row"><code>{_text(part["address"])}</code></th>'
-            f'<td class="grow"><span class="bar{" on" if on else ""}" style="width:{100 * part["parameters"] / largest:.1f}%"></span></td>'
-            f'<td class="n">{count(part["parameters"])}</td><td class="n">{words.rate(part.get("rate")) if on else "frozen"}</td></tr>'
+            f'<td class="grow"><span class="bar{" on" if on else ""}" '
+            f'style="width:{100 * part["parameters"] / largest:.1f}%"></span></td>'
+            f'<td class="n">{count(part["parameters"])}</td><td class="n">'
+            f"{words.rate(part.get('rate')) if on else 'frozen'}</td></tr>"
         )
     model = run.facts["model"]
     what = ", ".join(filter(None, [model.get("architecture", ""), f"{model['pooling']} pooling" if model.get("pooling") else ""]))
     lora = run.facts.get("plan", {}).get("lora")
     extra = f" Learned as low-rank updates of rank {lora}." if lora else ""
     start = " Its weights were drawn anew: only the architecture was reused." if run.facts.get("plan", {}).get("fresh") else ""
+    rest = "; the rest stayed as it was" if trained < total else ""
     return (
         f"<section><h2>What learned</h2><p>{_text(what)}: <b class=accent>{count(trained)}</b> of {count(total)} parameters "
-        f"({share(trained / total)}) learned; the rest stayed as it was.{extra}{start}</p>"
-        '<div class="scroll"><table class="list wide"><thead><tr><th>part</th><th></th><th class="n">parameters</th><th class="n">rate</th></tr></thead>'
+        f"({share(trained / total)}) learned{rest}.{extra}{start}</p>"
+        '<div class="scroll"><table class="list wide"><thead><tr><th>part</th><th></th><th class="n">parameters</th><th '
+        'class="n">rate</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
@@ -142,7 +147,7 @@ def curves(run: Run) -> str:
     series: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for one in run.records:
         series[one.split, one.name].append((offsets[one.stage] + one.step, one.value))
-    marks = [(start, stage) for stage, start in offsets.items()] if len(offsets) > 1 else []
+    marks = [(start, stage) for stage, start in offsets.items() if start > 0]
     name = metric(run.facts.get("validation") or {})
     if ("validation", name) not in series:
         name = next(
@@ -172,7 +177,10 @@ def curves(run: Run) -> str:
         pictures.append(f"<div><h3>{_text(heading)}</h3>{picture}</div>")
     if not pictures:
         return ""
-    return f'<section><h2>How it learned</h2><div class="two">{"".join(pictures)}</div><p class="soft small">Across: optimizer steps.</p></section>'
+    return (
+        f'<section><h2>How it learned</h2><div class="two">{"".join(pictures)}</div><p class="soft small">Across: '
+        f"optimizer steps.</p></section>"
+    )
 
 
 def costs(run: Run) -> str:
@@ -188,7 +196,7 @@ def costs(run: Run) -> str:
         name = metric(reached)
         how = "solved" if plan.get("how") == "solve" else f"{plan.get('epochs', '')} epochs" if plan else ""
         told = " · ".join(
-            f"{words.title(k)} {count(v) if k == 'trained_parameters' else number('', v)}"
+            f"{words.title(k)} {number('', v)}"
             for k, v in details.items()
             if k != "trained_parameters" and isinstance(v, (int, float, str)) and not (isinstance(v, float) and math.isnan(v))
         )
@@ -199,10 +207,12 @@ def costs(run: Run) -> str:
             f'<td class="n">{number(name, reached.get(name))}</td><td><small>{_text(told)}</small></td></tr>'
         )
     name = words.title(metric(stages[-1].get("validation") or {})) or "score"
-    kept = f"<p>Kept: <b>{_text(run.facts['kept'])}</b>, the best on validation.</p>" if run.facts.get("kept") else ""
+    best = ", the best on validation" if run.facts.get("validation") else ""
+    kept = f"<p>Kept: <b>{_text(run.facts['kept'])}</b>{best}.</p>" if run.facts.get("kept") else ""
     return (
         f'<section><h2>Stages and their cost</h2>{kept}<div class="scroll"><table class="list wide"><thead><tr><th>stage</th>'
-        f'<th class="n">trained</th><th class="n">time</th><th class="n">processor</th><th class="n">validation {_text(name)}</th><th>details</th></tr></thead>'
+        f'<th class="n">trained</th><th class="n">time</th><th class="n">processor</th><th class="n">validation '
+        f"{_text(name)}</th><th>details</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
@@ -221,14 +231,17 @@ def mistakes(p: Predictions) -> str:
         if row.get("text") is not None:
             text = row["text"] if len(row["text"]) <= MOST_TEXT else row["text"][:MOST_TEXT] + " …"
             shown += f"<blockquote>{_text(text)}</blockquote>"
-        sure = "" if math.isnan(p.confidence[i]) else f", {share(p.confidence[i])} sure"
+        sure = "" if math.isnan(p.confidence[i]) else f", <span class=one>{share(p.confidence[i])} sure</span>"
         figures.append(
-            f"<figure>{shown}<figcaption>said <b class=accent>{_text(row['prediction'])}</b>{sure}<br>labelled <b>{_text(row['label'])}</b>"
+            f"<figure>{shown}<figcaption>said <b class=accent>{_text(row['prediction'])}</b>{sure}<br>labelled <b>"
+            f"{_text(row['label'])}</b>"
             f"<small class=soft>{_text(row['id'])}</small></figcaption></figure>"
         )
     return (
-        f"<section><h2>Worst mistakes</h2><p>{len(wrong):,} of {len(p.rows):,} {p.split} rows are wrong. These are the ones it was surest of; "
-        f'some may be labelled wrongly.</p><div class="wrongs{" pictures" if pictures else ""}">{"".join(figures)}</div></section>'
+        f"<section><h2>Worst mistakes</h2><p>{len(wrong):,} of {len(p.rows):,} {p.split} rows are wrong. These are the ones "
+        f"it was surest of; "
+        f'some may be labelled wrongly.</p><div class="wrongs{" pictures" if pictures else ""}">{"".join(figures)}</div>'
+        f"</section>"
     )
 
 
@@ -256,9 +269,11 @@ def calibrated(p: Predictions) -> str:
     ]
     picture = draw.plot(lines, name="calibration", x=(0, 1), y=(0, 1), percent=True, x_percent=True, square=True)
     return (
-        f'<section><h2>Does it know when it knows?</h2><div class="two"><div><p>On average it is {share(confidence.mean())} sure and '
+        f'<section><h2>Does it know when it knows?</h2><div class="two"><div><p>On average it is {share(confidence.mean())} '
+        f"sure and "
         f"{share(right.mean())} right: <b>{verdict}</b>. Expected calibration error {share(error)} ({len(rows)} bins).</p>"
-        '<p class="soft small">Across: how sure it says it is. Up: how often it is right. The dashed line is perfect calibration; faint dots '
+        '<p class="soft small">Across: how sure it says it is. Up: how often it is right. The dashed line is perfect '
+        "calibration; faint dots "
         f"stand for fewer than 10 rows.</p></div>{picture}</div></section>"
     )
 
@@ -273,10 +288,14 @@ def matrix(p: Predictions) -> str:
         shown = draw.heat(table, p.classes)
         key = (
             '<p class="soft small"><span class="key" style="background:var(--soft)"></span>right '
-            '<span class="key" style="background:var(--accent);margin-left:1em"></span>wrong; the darker, the larger the share of its row.</p>'
+            '<span class="key" style="background:var(--accent);margin-left:1em"></span>wrong; the darker, the larger the '
+            "share of its row.</p>"
         )
         return f"<section><h2>What it takes for what</h2>{key}{shown}</section>"
-    return f"<section><h2>What it takes for what</h2><p>The pairs most often confused, of {classes} classes.</p>{_pairs(p, table)}</section>"
+    return (
+        f"<section><h2>What it takes for what</h2><p>The pairs most often confused, of {classes} classes.</p>"
+        f"{_pairs(p, table)}</section>"
+    )
 
 
 def by_class(p: Predictions) -> str:
@@ -332,12 +351,15 @@ def settings(run: Run) -> str:
     """All that is needed to run it again, folded."""
     known = run.facts
     model, data = known.get("model", {}), known.get("data", {})
-    groups = {
+    # Paths among the settings are cut to their last name.
+    chosen = {k: words.name_of(v) if isinstance(v, str) and "/" in v else v for k, v in (known.get("settings") or {}).items()}
+    groups: dict[str, dict[str, Any]] = {
         "Identity": {
-            "affinage": known.get("affinage"), "commit": known.get("commit"), "seed": known.get("seed"), "created": known.get("created"),
+            "affinage": known.get("affinage"), "commit": known.get("commit"), "seed": known.get("seed"),
+            "created": known.get("created"),
             "model revision": model.get("revision"), "data fingerprint": data.get("fingerprint"),
         },
-        "Settings": {k: words.name_of(v) if isinstance(v, str) and "/" in v else v for k, v in (known.get("settings") or {}).items()},
+        "Settings": chosen,
         "Versions": known.get("versions") or {},
         "Hardware": known.get("hardware") or {},
     }  # fmt: skip
@@ -351,11 +373,15 @@ def settings(run: Run) -> str:
         tables.append(f'<div><h3>{heading}</h3><table class="list wide">{rows}</table></div>' if rows else "")
     stages = known.get("plan", {}).get("stages") or []
     plan = "".join(
-        f'<tr><th scope="row">{_text(s.get("name", ""))}</th><td><code>{_text(_value({k: v for k, v in s.items() if k != "name"}))}</code></td></tr>'
+        f'<tr><th scope="row">{_text(s.get("name", ""))}</th><td><code>'
+        f"{_text(_value({k: v for k, v in s.items() if k != 'name'}))}</code></td></tr>"
         for s in stages
     )
     tables.append(f'<div><h3>Plan</h3><table class="list wide">{plan}</table></div>' if plan else "")
-    return f'<section><h2>To run it again</h2><details><summary>Settings, versions, hardware</summary><div class="two">{"".join(tables)}</div></details></section>'
+    return (
+        f'<section><h2>To run it again</h2><details><summary>Settings, versions, hardware</summary><div class="two">'
+        f"{''.join(tables)}</div></details></section>"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ pieces
@@ -428,11 +454,13 @@ def _pairs(p: Predictions, table: np.ndarray) -> str:
             part = off[i, j] / table[i].sum()
             rows.append(
                 f'<tr><th scope="row">{_text(names[i])}</th><td>{_text(p.classes[j])}</td><td class="n">{off[i, j]:,}</td>'
-                f'<td class="n">{share(part)}</td><td class="grow"><span class="bar on" style="width:{100 * part:.1f}%"></span></td></tr>'
+                f'<td class="n">{share(part)}</td><td class="grow"><span class="bar on" style="width:{100 * part:.1f}%">'
+                f"</span></td></tr>"
             )
     if not rows:
         return "<p>None: no row is wrong.</p>"
     return (
-        '<div class="scroll"><table class="list wide"><thead><tr><th>labelled</th><th>said</th><th class="n">rows</th><th class="n">of the class</th>'
+        '<div class="scroll"><table class="list wide"><thead><tr><th>labelled</th><th>said</th><th class="n">rows</th><th '
+        'class="n">of the class</th>'
         f"<th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )

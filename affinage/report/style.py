@@ -1,14 +1,17 @@
 """The page's stylesheet: one accent, tabular numerals, light and dark, from 360 px to a wide screen."""
 
 STYLE = """
-:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#22201c;--soft:#6c675e;--line:#e4dfd5;--accent:#b3541e;--idle:#cfc8ba}
+:root{color-scheme:light dark;--paper:#fbfaf7;--card:#fff;--ink:#22201c;--soft:#6c675e;--line:#e4dfd5;
+--accent:#b3541e;--idle:#cfc8ba}
 @media(prefers-color-scheme:dark){
 :root{--paper:#161512;--card:#1e1c19;--ink:#ece8e0;--soft:#a29b8f;--line:#35322d;--accent:#f0975a;--idle:#4d483f}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;
 font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
 main{max-width:1080px;margin:0 auto;padding:clamp(20px,5vw,64px) clamp(16px,4vw,40px)}
-h1,h2,.big{font-family:Charter,"Bitstream Charter","Iowan Old Style",Georgia,"DejaVu Serif",serif;font-weight:600;letter-spacing:-.01em}
+h1,h2,.big{font-family:Charter,"Bitstream Charter","Iowan Old Style",Georgia,"DejaVu Serif",serif;font-weight:600;
+letter-spacing:-.01em}
 h1{font-size:clamp(1.5rem,4.5vw,2.3rem);line-height:1.2;margin:.2em 0 .3em;overflow-wrap:anywhere}
 h2{font-size:1.3rem;margin:0 0 .6em}
 h3{font-size:.9rem;font-weight:600;margin:0 0 .5em}
@@ -18,7 +21,8 @@ p{margin:.4em 0 .9em;max-width:68ch}
 small,.small{font-size:.84rem}
 b.accent{color:var(--accent)}
 section{margin-top:clamp(36px,6vw,60px);padding-top:clamp(20px,3vw,30px);border-top:1px solid var(--line)}
-.lead{display:grid;grid-template-columns:minmax(0,auto) minmax(0,1fr);gap:12px clamp(24px,5vw,64px);align-items:end;margin-top:24px}
+.lead{display:grid;grid-template-columns:minmax(0,auto) minmax(0,1fr);gap:12px clamp(24px,5vw,64px);align-items:end;
+margin-top:24px}
 .big{font-size:clamp(3.2rem,11vw,5.4rem);line-height:1;color:var(--accent);white-space:nowrap}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:14px 24px;margin:28px 0 0}
 .facts dt{font-size:.8rem;color:var(--soft)}.facts dd{margin:0;font-size:1.06rem}
@@ -37,7 +41,8 @@ th{font-weight:500;text-align:left}
 .list td,.list th{padding:6px 14px 6px 0;border-bottom:1px solid var(--line);vertical-align:top}
 .list thead th{color:var(--soft);font-size:.8rem;white-space:nowrap}
 .list .n{text-align:right;white-space:nowrap}
-.list tbody th{max-width:260px;overflow-wrap:anywhere}
+.list tbody th{min-width:92px;max-width:260px;overflow-wrap:anywhere}
+.one{white-space:nowrap}.list td small{display:block;min-width:170px}
 .list td.grow{width:40%;min-width:90px}
 .bar{display:block;height:9px;margin-top:.45em;border-radius:2px;background:var(--idle);min-width:2px}
 .bar.on{background:var(--accent)}
@@ -64,15 +69,20 @@ background:color-mix(in srgb,var(--accent) var(--s),var(--card))}
 .heat td.right{background:color-mix(in srgb,var(--soft) calc(var(--s)*.55),var(--card))}
 .heat td.deep.wrong{color:var(--paper)}
 .heat.small td{width:20px;height:20px;min-width:14px}
-.heat tbody th{padding-right:10px;text-align:right;max-width:150px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;font-size:.8rem}
+.heat tbody th{padding-right:10px;text-align:right;max-width:150px;overflow:hidden;text-overflow:ellipsis;
+white-space:nowrap;font-size:.8rem}
 .heat thead th{vertical-align:bottom;text-align:center;font-size:.8rem}
-.heat thead th span{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);max-height:110px;overflow:hidden;
+.heat thead th span{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);max-height:110px;
+overflow:hidden;
 text-overflow:ellipsis;white-space:nowrap}
-.heat .corner{color:var(--soft);font-size:.74rem;font-weight:400;text-align:right;padding:0 10px 4px 0;white-space:nowrap}
+.heat thead th.short span{writing-mode:horizontal-tb;transform:none}
+.heat .corner{color:var(--soft);font-size:.74rem;font-weight:400;text-align:right;padding:0 10px 4px 0;
+white-space:nowrap}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:2px;vertical-align:-.05em;margin-right:.3em}
 .wrongs{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,230px),1fr));gap:14px}
 .wrongs.pictures{grid-template-columns:repeat(auto-fill,minmax(min(44%,150px),1fr))}
-.wrongs figure{margin:0;padding:14px;background:var(--card);border:1px solid var(--line);border-radius:8px;display:flex;flex-direction:column;
+.wrongs figure{margin:0;padding:14px;background:var(--card);border:1px solid var(--line);border-radius:8px;
+display:flex;flex-direction:column;
 overflow-wrap:anywhere;min-width:0}
 .wrongs blockquote{margin:0 0 12px;font-size:.92rem;line-height:1.45;flex:1}
 .wrongs img{width:100%;height:130px;object-fit:contain;margin-bottom:10px;border-radius:4px}

@@ -48,14 +48,14 @@ def interval(scores: dict[str, Any], name: str) -> str:
     return f"{number(name, ends[0])} to {number(name, ends[1])}" if ends else ""
 
 
-def count(value: int | None) -> str:
+def count(value: float | None) -> str:
     """22713216 as "22.7 M"."""
     if value is None:
         return "–"
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g} {unit}"
-    return str(value)
+    return f"{value:g}"
 
 
 def duration(seconds: float | None) -> str:

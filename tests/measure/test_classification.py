@@ -57,7 +57,7 @@ def test_empty_and_bad() -> None:
         scores(np.array([[0.0, np.nan]]), np.array([0]))
     with pytest.raises(ValueError, match="expected logits"):
         scores(np.zeros((2, 3)), np.zeros(3, dtype=int))
-    with pytest.raises(ValueError, match="outside -1..2"):
+    with pytest.raises(ValueError, match=r"outside -1\.\.2"):
         scores(np.zeros((1, 3)), np.array([3]))
 
 
@@ -77,11 +77,11 @@ def test_macro_f1_interval_is_the_bootstrap_over_rows() -> None:
     logits, targets = drawn(400, 3)
     predictions, generator = logits.argmax(axis=1), np.random.default_rng(1)
     values = []
-    for _ in range(1000):
+    for _ in range(400):
         rows = generator.integers(0, 400, 400)
         values.append(metrics.f1_score(targets[rows], predictions[rows], average="macro"))
     found = scores(logits, targets)["macro_f1_interval"]
-    assert found == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.006)  # the two draws differ by chance alone
+    assert found == pytest.approx(np.percentile(values, [2.5, 97.5]), abs=0.01)  # the two draws differ by chance alone
     assert found == scores(logits, targets)["macro_f1_interval"]
 
 

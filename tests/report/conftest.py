@@ -72,8 +72,10 @@ def facts_of(
         "model": {"source": source, "revision": None, "architecture": "BertForSequenceClassification", "parameters": 22_565_376,
                   "pooling": "mean", "anatomy": anatomy},
         "data": {"source": data, "kind": "text", "fingerprint": "9f2c61d0", "rows": rows, "classes": classes,
-                 "findings": [{"kind": "imbalance", "severity": "warning", "message": "the largest class has 4.1 times the rows of the smallest", "count": 1},
-                              {"kind": "duplicate-across-splits", "severity": "leak", "message": "8 test rows are also in train", "count": 8}]},
+                 "findings": [{"kind": "imbalance", "severity": "warning", "message": ("the largest class has 4.1 times the "
+                     "rows of the smallest"), "count": 1},
+                              {"kind": "duplicate-across-splits", "severity": "leak", "message": ("8 test rows are also in "
+                                  "train"), "count": 8}]},
         "seed": 0, "settings": {"plan": "two-stage", "batch": 16, "epochs": 8, "out": "/home/someone/runs/first"},
         "versions": {"python": "3.11.2", "torch": "2.13.0", "transformers": "5.23.0"}, "commit": "0123abc",
         "hardware": {"cpu": "a processor", "threads": 1, "precision": "float32"},
@@ -101,7 +103,8 @@ def rows_of(logits: np.ndarray, targets: np.ndarray, classes: list[str], inputs:
             thumbnail = file.getvalue()
         rows.append({
             "split": "test", "id": f"test:{i}", "text": one if isinstance(one, str) else None, "thumbnail": thumbnail,
-            "label": classes[target], "prediction": classes[guess], "confidence": float(row[guess]), "probabilities": row.tolist(),
+            "label": classes[target], "prediction": classes[guess], "confidence": float(row[guess]),
+            "probabilities": row.tolist(),
         })  # fmt: skip
     return rows
 

@@ -1,0 +1,94 @@
+"""Tiny models and data sets, made in a moment: a BERT with its own WordPiece vocabulary, a ResNet, labelled texts and pictures."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as T
+from PIL import Image
+
+KINDS = {"fish": "salmon trout cod herring perch", "fruit": "apple pear plum cherry melon", "tool": "hammer saw chisel drill plane"}
+OTHERS = "the a of and with under near big small old new red green very on table market house garden river".split()
+WORDS = [*" ".join(KINDS.values()).split(), *OTHERS]
+
+
+def bert(folder: Path, **changes: Any) -> Path:
+    """A random BERT encoder without a classification head, and its tokenizer; dropout on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiounst")]
+    (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
+    T.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+    config = T.BertConfig(vocab_size=len(pieces), pad_token_id=0, initializer_range=0.2, **(sizes | changes))
+    T.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def resnet(folder: Path) -> Path:
+    """A random ResNet of two stages for pictures of 32 x 32, with its processor."""
+    torch.manual_seed(0)
+    config = T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=3)
+    T.ResNetForImageClassification(config).save_pretrained(folder)
+    made = T.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=1.0, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    made.save_pretrained(folder)
+    return folder
+
+
+def rows(count: int, seed: int) -> list[dict[str, str]]:
+    """`count` different texts of 4 to 7 words; three of the words tell the class, and one may lie."""
+    draw = random.Random(seed)
+    found: dict[str, str] = {}
+    while len(found) < count:
+        label = list(KINDS)[len(found) % len(KINDS)]
+        words = draw.choices(KINDS[label].split(), k=3) + draw.choices(OTHERS, k=draw.randint(0, 3)) + draw.choices(WORDS, k=1)
+        draw.shuffle(words)
+        found.setdefault(" ".join(words), label)
+    return [{"text": text, "label": label} for text, label in found.items()]
+
+
+def splits(train: int = 90, validation: int = 30, test: int = 30, seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """Rows of three splits, none of which stands in two; a split of 0 rows is left out."""
+    every = rows(train + validation + test, seed)
+    cut = {"train": every[:train], "validation": every[train : train + validation], "test": every[train + validation :]}
+    return {name: part for name, part in cut.items() if part}
+
+
+def csvs(folder: Path, **sizes: int) -> Path:
+    """The splits as train.csv, validation.csv and test.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in splits(**sizes).items():
+        table(folder / f"{name}.csv", part)
+    return folder
+
+
+def table(path: Path, part: Sequence[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf8", newline="") as file:
+        lines = csv.DictWriter(file, ["text", "label"])
+        lines.writeheader()
+        lines.writerows(part)
+    return path
+
+
+def pictures(folder: Path, train: int = 36, validation: int = 12, test: int = 12, seed: int = 0) -> Path:
+    """Folders of PNG files, one a class: stripes across, stripes down, and a spot, in noise, 32 x 32."""
+    draw = np.random.default_rng(seed)
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        for i in range(count):
+            kind = ("across", "down", "spot")[i % 3]
+            grid = np.mgrid[0:32, 0:32]
+            if kind == "spot":
+                shape = np.hypot(grid[0] - draw.integers(8, 24), grid[1] - draw.integers(8, 24)) < 6
+            else:
+                shape = (grid[int(kind == "down")] + draw.integers(8)) % 8 < 4
+            pixels = shape[..., None] * draw.integers(60, 200, 3) + draw.integers(0, 56, (32, 32, 3))
+            path = folder / split / kind / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
