@@ -31,7 +31,8 @@ def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors = {"random.torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"random.cuda.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    kind, keys, position, gauss, cached = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, gauss, cached = legacy
     version, internal, python_gauss = random.getstate()
     return tensors, {"numpy": [kind, keys.tolist(), position, gauss, cached], "python": [version, list(internal), python_gauss]}
 

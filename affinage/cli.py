@@ -315,9 +315,9 @@ def _anatomy(model: str, revision: str | None) -> None:
 
 
 def _show(folder: Path) -> None:
-    from affinage.report import screen
+    from affinage.report.screen import show
 
-    screen.show(folder)
+    show(folder)
 
 
 def _plain(value: Any) -> Any:

@@ -83,13 +83,13 @@ class Fitting:
         self.names = [name for group in groups for name in group["names"]]
         self.progress = Progress()
         self.steps = stage.epochs * math.ceil(len(rows) / stage.batch)
-        self.average: dict[str, torch.Tensor] = {n: p.detach().clone() for n, p in self.trained.items()} if stage.average else {}
+        self.average: dict[str, torch.Tensor] = {n: t.clone() for n, t in self.learned().items() if t.is_floating_point()} if stage.average else {}
         self.best: dict[str, torch.Tensor] = {}
 
     # ---------------------------------------------------------------------------------------------------- weights
     def learned(self) -> dict[str, torch.Tensor]:
         """What this stage may change: trained parameters, and the running statistics of the parts that train."""
-        moving = {}
+        moving: dict[str, torch.Tensor] = {}
         for module_name, module in self.net.model.named_modules():
             own = [f"{module_name}.{n}" if module_name else n for n, _ in module.named_parameters(recurse=False)]
             if own and all(n in self.trained for n in own):
@@ -130,13 +130,16 @@ class Fitting:
             return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}
 
         self.put(part("weights."))
-        self.average, self.best = part("average."), part("best.")
+        average = part("average.")
+        self.average = {n: average[n] for n in self.average}  # a file has an order of its own; `_follow` goes by that of `trained`
+        self.best = part("best.")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(self.names, parameters, strict=True):
             moments = {k.removeprefix(f"optimizer.{name}."): v for k, v in tensors.items() if k.startswith(f"optimizer.{name}.")}
             moments = {k: v for k, v in moments.items() if k in ("step", "exp_avg", "exp_avg_sq")}
-            if moments:
-                self.optimizer.state[parameter] = {k: v.to(self.where) if k != "step" else v for k, v in moments.items()}
+            if moments:  # laid out in memory as the parameter (channels last): the fused step walks both at once, blindly
+                laid = {k: torch.empty_like(parameter).copy_(v) for k, v in moments.items() if k != "step"}
+                self.optimizer.state[parameter] = {**laid, "step": moments["step"].to(self.where)}
         self.progress = Progress(**state["progress"])
 
     # -------------------------------------------------------------------------------------------------------- loop
@@ -175,7 +178,8 @@ class Fitting:
         """The running average: uniform at first, then exponential over the last `average` share of all steps."""
         if self.average:
             weight = max(1.0 / self.progress.step, 1.0 / max(1.0, self.stage.average * self.steps))
-            torch._foreach_lerp_(list(self.average.values()), [p.data for p in self.trained.values()], weight)
+            own = self.learned()  # batch-norm statistics too: those of other weights would not fit the average
+            torch._foreach_lerp_(list(self.average.values()), [own[n] for n in self.average], weight)
 
     def run(
         self,

@@ -58,7 +58,7 @@ class LinearHead(nn.Module):
         return self.out_proj(self.dropout(features[:, 0]))
 
 
-def _parts(model: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
+def _parts(model: Any) -> tuple[Any, Any] | None:
     """(base model, its list of blocks) where the architecture is one that can carry a pooling block, else None."""
     if getattr(model.config, "model_type", "") not in {"bert", "roberta", "xlm-roberta", "camembert"}:
         return None
@@ -66,7 +66,7 @@ def _parts(model: nn.Module) -> tuple[nn.Module, nn.ModuleList] | None:
     return base, base.encoder.layer
 
 
-def can_mean(model: nn.Module) -> bool:
+def can_mean(model: Any) -> bool:
     """Whether mean pooling can be saved for this architecture without code of ours."""
     return _parts(model) is not None
 
@@ -99,7 +99,7 @@ def _read(path: Path) -> str | None:
     return "first" if modes.get("pooling_mode_cls_token") or modes.get("pooling_mode") == "cls" else None
 
 
-def install(model: nn.Module, pooling: str) -> None:
+def install(model: Any, pooling: str) -> None:
     """Change the head of a loaded model in place to read the mean ("mean") or the bare first token ("first") through one linear layer."""
     parts = _parts(model)
     assert parts is not None, "can_mean() was not asked"
@@ -116,7 +116,7 @@ def install(model: nn.Module, pooling: str) -> None:
     setattr(model.config, MARK, pooling)
 
 
-def installed(model: nn.Module) -> str | None:
+def installed(model: Any) -> str | None:
     """The pooling put in by `install`, or None."""
     parts = _parts(model)
     if parts is None:
@@ -126,7 +126,7 @@ def installed(model: nn.Module) -> str | None:
     return getattr(model.config, MARK) if swapped else None
 
 
-def exported(model: nn.Module) -> nn.Module:
+def exported(model: Any) -> Any:
     """The same function as a native transformers model: a pooling block becomes one more layer with constant weights."""
     pooling = installed(model)
     if pooling is None:
@@ -151,7 +151,7 @@ def exported(model: nn.Module) -> nn.Module:
     return native.eval()
 
 
-def _average(block: nn.Module) -> None:
+def _average(block: Any) -> None:
     """Make a BERT layer compute LN(mean over tokens) at every position."""
     for parameter in block.parameters():
         parameter.zero_()

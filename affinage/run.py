@@ -178,7 +178,7 @@ def _prepare(settings: config.Settings) -> Inputs:
 
 def _pool(model: Any, settings: config.Settings) -> str:
     """Choose and install the pooling: what the checkpoint declares; the mean for an encoder that came without a trained head."""
-    wish = settings.pooling
+    wish: str = settings.pooling
     if not pooling.can_mean(model):
         if wish in ("mean", "first"):
             raise AffinageError(
@@ -209,7 +209,7 @@ def _plan_json(inputs: Inputs) -> dict[str, Any]:
     groups = inputs.net.addresses()
     for row in inputs.net.anatomy():
         own = {table.get(name) for name in groups[row["address"]]} - {None}
-        anatomy.append({**row, "trained": bool(own), "rate": max(own) if own else None})
+        anatomy.append({**row, "trained": bool(own), "rate": max(r for r in own if r is not None) if own else None})
     data = inputs.data
     return {
         "task": inputs.task.name,
@@ -526,7 +526,7 @@ def _merge(model: torch.nn.Module) -> None:
 
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge()
+            module.merge()  # type: ignore[operator]
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
 

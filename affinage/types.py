@@ -140,7 +140,10 @@ class Task(Protocol):
         """(model with a head for `classes`, processor) of a Hub id, a folder or a run. Runs no code from a file."""
         ...
 
-    def encode(self, inputs: Sequence[Any], processor: Any, model: Any) -> Rows: ...
+    def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> Rows:
+        """Every row encoded once; `max_length` in tokens, where the input has tokens."""
+        ...
+
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
         """Mean loss, a scalar."""

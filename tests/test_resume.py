@@ -84,9 +84,7 @@ def environment(**more: str) -> dict[str, str]:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     made = Commands(tmp_path_factory.mktemp("commands"))
     yield made
-    assert made.process.stdin
-    made.process.stdin.close()
-    made.process.wait(10)
+    made.process.communicate(timeout=10)  # closes both pipes
 
 
 @pytest.fixture(scope="module")
