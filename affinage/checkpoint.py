@@ -72,7 +72,9 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
                 os.fsync(file.fileno())
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise AffinageError(f"cannot write a checkpoint in {folder} ({error.strerror}): free some space, then go on with --resume") from error
+        raise AffinageError(
+            f"cannot write a checkpoint in {folder} ({error.strerror}): free some space, then go on with --resume"
+        ) from error
     final = folder / f"step-{order:09d}"
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
@@ -102,5 +104,7 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[st
             return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text(encoding="utf8")), warnings
         warnings.append(f"checkpoint {path.name} is refused: {why}; the one before it is used")
     if warnings:
-        raise AffinageError(f"no checkpoint in {folder} can be trusted ({warnings[0]}): start again without --resume, with --overwrite")
+        raise AffinageError(
+            f"no checkpoint in {folder} can be trusted ({warnings[0]}): start again without --resume, with --overwrite"
+        )
     return None

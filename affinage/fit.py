@@ -66,8 +66,25 @@ def interval() -> float:
 class Fitting:
     """One `fit` stage: its network, optimizer and progress; `state()` and `restore()` are exact inverses."""
 
-    def __init__(self, net: Net, stage: Stage, task: Task, rows: Rows, targets: np.ndarray, *, seed: int, precision: str, weights: torch.Tensor | None):
-        self.net, self.stage, self.task, self.rows, self.targets = net, stage, task, rows, torch.from_numpy(np.ascontiguousarray(targets))
+    def __init__(
+        self,
+        net: Net,
+        stage: Stage,
+        task: Task,
+        rows: Rows,
+        targets: np.ndarray,
+        *,
+        seed: int,
+        precision: str,
+        weights: torch.Tensor | None,
+    ):
+        self.net, self.stage, self.task, self.rows, self.targets = (
+            net,
+            stage,
+            task,
+            rows,
+            torch.from_numpy(np.ascontiguousarray(targets)),
+        )
         self.seed, self.precision = seed, precision
         self.where = device()
         self.weights = weights.to(self.where) if weights is not None else None
@@ -83,7 +100,9 @@ class Fitting:
         self.names = [name for group in groups for name in group["names"]]
         self.progress = Progress()
         self.steps = stage.epochs * math.ceil(len(rows) / stage.batch)
-        self.average: dict[str, torch.Tensor] = {n: t.clone() for n, t in self.learned().items() if t.is_floating_point()} if stage.average else {}
+        self.average: dict[str, torch.Tensor] = (
+            {n: t.clone() for n, t in self.learned().items() if t.is_floating_point()} if stage.average else {}
+        )
         self.best: dict[str, torch.Tensor] = {}
 
     # ---------------------------------------------------------------------------------------------------- weights
@@ -124,14 +143,18 @@ class Fitting:
             AffinageError: the checkpoint trained other parts, or another number of steps.
         """
         if state["trained"] != sorted(self.trained) or state["steps"] != self.steps:
-            raise AffinageError("the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings")
+            raise AffinageError(
+                "the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings"
+            )
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}
 
         self.put(part("weights."))
         average = part("average.")
-        self.average = {n: average[n] for n in self.average}  # a file has an order of its own; `_follow` goes by that of `trained`
+        self.average = {
+            n: average[n] for n in self.average
+        }  # a file has an order of its own; `_follow` goes by that of `trained`
         self.best = part("best.")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(self.names, parameters, strict=True):
@@ -152,13 +175,17 @@ class Fitting:
         inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(batch).items()}
         if "pixel_values" in inputs:
             pictures = augmented(inputs["pixel_values"], self.stage.augment)
-            inputs["pixel_values"] = pictures.contiguous(memory_format=torch.channels_last)  # convolutions run 1.5 to 2 times faster
+            inputs["pixel_values"] = pictures.contiguous(
+                memory_format=torch.channels_last
+            )  # convolutions run 1.5 to 2 times faster
         now = share(self.stage, self.progress.step, self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
         with autocast(self.precision):
             logits = self.net.model(**inputs).logits
-        loss = self.task.loss(logits, self.targets[batch].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing)
+        loss = self.task.loss(
+            logits, self.targets[batch].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing
+        )
         value = loss.item()
         if not math.isfinite(value):
             raise AffinageError(
@@ -215,7 +242,11 @@ class Fitting:
                 if time.perf_counter() - saved > every:
                     save()
                     saved = time.perf_counter()
-            records.add(Record(self.stage.name, progress.step, "train", "loss", progress.loss_sum / progress.rows, round(progress.seconds, 3)))
+            records.add(
+                Record(
+                    self.stage.name, progress.step, "train", "loss", progress.loss_sum / progress.rows, round(progress.seconds, 3)
+                )
+            )
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
             raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
             candidate = self.candidate()

@@ -75,7 +75,9 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     if name in ("scratch", "full"):
         return Plan(name, (fit,), fresh=fresh)
     if name == "lora":
-        rate = wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3  # ten times that of full training (LoRA without regret)
+        rate = (
+            wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3
+        )  # ten times that of full training (LoRA without regret)
         table: Rates = (("*lora_*", rate), ("head", head), ("*", None))
         return Plan(name, (solve, _with(fit, rates=table)), lora=wishes.lora_rank)
     if name == "gradual":
@@ -95,5 +97,6 @@ def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> li
     steps = sorted({max(1, round(depth * (i + 1) / min(depth, fit.epochs))) for i in range(min(depth, fit.epochs))})
     share = [fit.epochs // len(steps) + (i < fit.epochs % len(steps)) for i in range(len(steps))]
     return [
-        _with(fit, name=f"top-{k}", rates=rates.decayed(net, rate, decay, head, k), epochs=n) for k, n in zip(steps, share, strict=True)
+        _with(fit, name=f"top-{k}", rates=rates.decayed(net, rate, decay, head, k), epochs=n)
+        for k, n in zip(steps, share, strict=True)
     ]

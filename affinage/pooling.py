@@ -29,7 +29,9 @@ MARK = "affinage_pooling"  # the key in config.json by which a folder of ours is
 class MeanPool(nn.Module):
     """(B, T, D) hidden states and the encoder's own mask -> (B, 1, D): the layer-normed mean over the unmasked tokens."""
 
-    def forward(self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, attention_mask: torch.Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
         if attention_mask is None:
             mean = hidden.mean(1, keepdim=True)
         else:

@@ -30,21 +30,33 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         folder = Path(source)
         if not folder.exists() and (str(source).startswith((".", "/", "~")) or str(source).count("/") > 1):
-            raise AffinageError(f"no model at {source}: expected a folder with config.json, or a Hub id such as org/name") from error
+            raise AffinageError(
+                f"no model at {source}: expected a folder with config.json, or a Hub id such as org/name"
+            ) from error
         if "Unrecognized configuration class" in text or "Unrecognized model" in text:
-            raise AffinageError(f"{source} is not a model for {task}: its architecture has no such head; choose another model or --task") from error
-        if folder.is_dir() and not list(folder.glob("*.safetensors")) and (list(folder.glob("*.bin")) or list(folder.glob("*.pt*"))):
+            raise AffinageError(
+                f"{source} is not a model for {task}: its architecture has no such head; choose another model or --task"
+            ) from error
+        if (
+            folder.is_dir()
+            and not list(folder.glob("*.safetensors"))
+            and (list(folder.glob("*.bin")) or list(folder.glob("*.pt*")))
+        ):
             raise AffinageError(
                 f"{source} holds its weights as a pickle, which can run code: expected model.safetensors; convert it with save_pretrained first"
             ) from error
         if folder.is_dir() and (folder / "config.json").exists() and not list(folder.glob("*.safetensors")):
-            raise AffinageError(f"{source} has no model.safetensors: expected weights beside config.json (or --plan scratch to start fresh)") from error
+            raise AffinageError(
+                f"{source} has no model.safetensors: expected weights beside config.json (or --plan scratch to start fresh)"
+            ) from error
         if folder.is_dir() and not (folder / "config.json").exists():
             raise AffinageError(f"{source} has no config.json: expected a transformers model folder") from error
         raise AffinageError(f"cannot load the model {source}: {first}") from error
     except Exception as error:  # safetensors raises its own type for a file that is not one
         if "Safetensor" in type(error).__name__:
-            raise AffinageError(f"the weights in {source} are not valid safetensors ({error}): fetch or save them again") from error
+            raise AffinageError(
+                f"the weights in {source} are not valid safetensors ({error}): fetch or save them again"
+            ) from error
         raise
 
 
@@ -56,7 +68,9 @@ def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bo
     names = dict(enumerate(classes))
     labels: dict[str, Any] = {"num_labels": len(names), "id2label": names, "label2id": {n: i for i, n in names.items()}}
     config = guarded(
-        lambda: transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **labels), source, task
+        lambda: transformers.AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **labels),
+        source,
+        task,
     )
     if hasattr(config, "problem_type"):
         config.problem_type = "single_label_classification"
@@ -64,7 +78,13 @@ def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bo
         return guarded(lambda: auto.from_config(config, trust_remote_code=False, **options), source, task)
     return guarded(
         lambda: auto.from_pretrained(
-            source, config=config, revision=revision, use_safetensors=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+            source,
+            config=config,
+            revision=revision,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **options,
         ),
         source,
         task,

@@ -20,7 +20,14 @@ class Bar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            parts = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%", TimeElapsedColumn(), "left", TimeRemainingColumn())
+            parts = (
+                "{task.description}",
+                BarColumn(),
+                "{task.percentage:>3.0f}%",
+                TimeElapsedColumn(),
+                "left",
+                TimeRemainingColumn(),
+            )
             columns = [TextColumn(p) if isinstance(p, str) else p for p in parts]
             self._progress = Progress(*columns, TextColumn("{task.fields[words]}"), console=Console(stderr=True))
             self._progress.start()

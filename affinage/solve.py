@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PENALTIES = tuple(10.0**p for p in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4))  # per-row L2 on standardised features, strong to weak
+PENALTIES = tuple(
+    10.0**p for p in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4)
+)  # per-row L2 on standardised features, strong to weak
 RIDGES = tuple(10.0**p for p in np.arange(-2, 5.01, 0.5))
 TINY = 4  # rows a class up to which leave-one-out ridge is used: too few for folds that hold every class
 
@@ -56,7 +58,13 @@ def objective(flat: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, pen
 
 
 def logistic(
-    x: np.ndarray, y: np.ndarray, w: np.ndarray, classes: int, penalty: float, start: np.ndarray | None = None, tolerance: float = 1e-6
+    x: np.ndarray,
+    y: np.ndarray,
+    w: np.ndarray,
+    classes: int,
+    penalty: float,
+    start: np.ndarray | None = None,
+    tolerance: float = 1e-6,
 ) -> tuple[np.ndarray, float, int]:
     """(table (C, D + 1), largest gradient entry, iterations) of penalised multinomial logistic regression on (N, D) `x`.
 
@@ -66,7 +74,12 @@ def logistic(
 
     begin = np.zeros(classes * (x.shape[1] + 1)) if start is None else start.ravel()
     found = minimize(
-        objective, begin, args=(x, y, w, penalty), jac=True, method="L-BFGS-B", options={"maxiter": 1000, "gtol": tolerance, "ftol": 1e-15, "maxcor": 20}
+        objective,
+        begin,
+        args=(x, y, w, penalty),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": 1000, "gtol": tolerance, "ftol": 1e-15, "maxcor": 20},
     )
     return found.x.reshape(classes, -1), float(np.abs(found.jac).max()), int(found.nit)
 

@@ -81,7 +81,9 @@ class Finding:
     kind: str  # "unreadable", "duplicate-across-splits", "near-duplicate-across-splits", "label-only-in-test", "imbalance", ...
     severity: Literal["error", "leak", "warning"]
     message: str  # one sentence, with the count
-    rows: tuple[tuple[str, str, str, str], ...] = ()  # (split, id, other split, other id) of the offenders; "" where there is no other
+    rows: tuple[
+        tuple[str, str, str, str], ...
+    ] = ()  # (split, id, other split, other id) of the offenders; "" where there is no other
 
 
 # -------------------------------------------------------------------------------------------------------- what learns
@@ -144,8 +146,9 @@ class Task(Protocol):
         """Every row encoded once; `max_length` in tokens, where the input has tokens."""
         ...
 
-
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    def loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
+    ) -> torch.Tensor:
         """Mean loss, a scalar."""
         ...
 

@@ -43,7 +43,20 @@ PICTURES = ("hymenoptera", "pacs/photo", "cifar10")
 OWN_TEST = {"customer_reviews": 0.25, "pacs/photo": 0.3}  # no split of their own: this share, stratified, seed 0
 SEARCH_TEST = 0.25  # share of train that stands in for the test split
 SEARCH_SEEDS = 1000  # the first seed of a search, far from those that are reported
-FIXED = {"model", "data", "plan", "out", "seed", "labels_per_class", "leaks", "test", "validation", "resume", "overwrite", "quiet"}
+FIXED = {
+    "model",
+    "data",
+    "plan",
+    "out",
+    "seed",
+    "labels_per_class",
+    "leaks",
+    "test",
+    "validation",
+    "resume",
+    "overwrite",
+    "quiet",
+}
 
 
 @dataclass(frozen=True)
@@ -141,7 +154,9 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
     data, classes = labels.encode(run._splits(data, wishes))
     assert data.test is not None
     transformers.set_seed(cell.seed)
-    auto = transformers.AutoModelForSequenceClassification if task.kind == "text" else transformers.AutoModelForImageClassification
+    auto = (
+        transformers.AutoModelForSequenceClassification if task.kind == "text" else transformers.AutoModelForImageClassification
+    )
     names = dict(enumerate(classes))
     net = auto.from_pretrained(
         model, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, ignore_mismatched_sizes=True
@@ -209,7 +224,9 @@ def scores(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def steps(details: dict[str, Any]) -> dict[str, Any]:
-    return {k: details[k] for k in ("epochs", "steps", "method", "penalty", "worse_than_before", "trained_parameters") if k in details}
+    return {
+        k: details[k] for k in ("epochs", "steps", "method", "penalty", "worse_than_before", "trained_parameters") if k in details
+    }
 
 
 def version(package: str) -> str:
@@ -240,7 +257,9 @@ def append(path: Path, line: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def cells(suite: str, variant: str, seeds: int | None, only: Sequence[str], arms: Sequence[str], labels: Sequence[int]) -> list[Cell]:
+def cells(
+    suite: str, variant: str, seeds: int | None, only: Sequence[str], arms: Sequence[str], labels: Sequence[int]
+) -> list[Cell]:
     """All cells of a suite, seeds outermost."""
     sets, usual = SUITES[suite]
     first = SEARCH_SEEDS if suite == "search" else 0
@@ -264,7 +283,9 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", choices=SUITES, default="text-few")
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the data sets")
+    parser.add_argument(
+        "--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the data sets"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "transfer.jsonl")
     parser.add_argument("--seeds", type=int, help="how many; the suite's own number if not given")
     parser.add_argument("--only", type=names, default=[], help="data sets, with commas between them")

@@ -67,9 +67,7 @@ def rows(digits: Sequence[int], train: int | float, seed: int) -> dict[str, list
     found = load_digits()
     chosen = np.flatnonzero(np.isin(found.target, digits))
     pixels = (found.images[chosen] * (255 / 16)).astype(np.uint8)
-    table = [
-        {"image": Image.fromarray(p), "label": str(t)} for p, t in zip(pixels, found.target[chosen], strict=True)
-    ]
+    table = [{"image": Image.fromarray(p), "label": str(t)} for p, t in zip(pixels, found.target[chosen], strict=True)]
     left, right = train_test_split(table, train_size=train, stratify=found.target[chosen], random_state=seed)
     return {"train": left, "test": right}
 
@@ -104,7 +102,10 @@ def experiment(out: Path, seeds: int) -> tuple[float, dict[str, list[dict[str, f
         for plan in PLANS:
             source = architecture if plan == "scratch" else base.path
             run = affinage.fit(source, new, plan=plan, epochs=EPOCHS, seed=seed, out=out / f"{plan}-{seed}", **common)
-            row = {"accuracy": run.metrics["accuracy"], "seconds": sum(stage["cost"]["seconds"] for stage in run.record["stages"])}
+            row = {
+                "accuracy": run.metrics["accuracy"],
+                "seconds": sum(stage["cost"]["seconds"] for stage in run.record["stages"]),
+            }
             if plan != "scratch":
                 row["old"] = adapted_on_old(base, run, old["test"])
             found[plan].append(row)

@@ -13,7 +13,11 @@ import torch
 import transformers as T
 from PIL import Image
 
-KINDS = {"fish": "salmon trout cod herring perch", "fruit": "apple pear plum cherry melon", "tool": "hammer saw chisel drill plane"}
+KINDS = {
+    "fish": "salmon trout cod herring perch",
+    "fruit": "apple pear plum cherry melon",
+    "tool": "hammer saw chisel drill plane",
+}
 OTHERS = "the a of and with under near big small old new red green very on table market house garden river".split()
 WORDS = [*" ".join(KINDS.values()).split(), *OTHERS]
 
@@ -21,7 +25,16 @@ WORDS = [*" ".join(KINDS.values()).split(), *OTHERS]
 def bert(folder: Path, **changes: Any) -> Path:
     """A random BERT encoder without a classification head, and its tokenizer; dropout on."""
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiounst")]
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "aeiounst"),
+    ]
     (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
     T.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     torch.manual_seed(0)

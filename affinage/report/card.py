@@ -80,7 +80,7 @@ def _opening(known: dict[str, Any]) -> str:
     shown = ", ".join(_text(c) for c in classes[:20]) + (f", and {len(classes) - 20} more" if len(classes) > 20 else "")
     return (
         f"# {_text(_name(known))}\n\nThis model {verb} {_text(words.name_of(model.get('source')))}, {how} for {_text(task)} on "
-        f"{_text(words.name_of(data.get('source')))} with [affinage](https://pypi.org/project/affinage/) "
+        f"{_text(words.name_of(data.get('source')))} with affinage "
         f"{_text(known.get('affinage', ''))}.\n\n"
         + (f"It tells {len(classes)} classes apart: {shown}.\n\n" if classes else "")
         + (

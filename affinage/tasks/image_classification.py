@@ -63,7 +63,9 @@ def opened(picture: Any) -> Image:
         else:
             image = picture
         if image.width * image.height > MOST_PIXELS:
-            raise AffinageError(f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first")
+            raise AffinageError(
+                f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first"
+            )
         return ImageOps.exif_transpose(image).convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         name = "encoded bytes" if isinstance(picture, bytes) else picture
@@ -107,7 +109,9 @@ class ImageClassification:
             transformers.AutoModelForImageClassification, source, classes, task=self.name, fresh=fresh, revision=revision
         )
         processor = pretrained.guarded(
-            lambda: transformers.AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False, backend="pil"),
+            lambda: transformers.AutoImageProcessor.from_pretrained(
+                source, revision=revision, trust_remote_code=False, backend="pil"
+            ),
             source,
             self.name,
         )
@@ -137,7 +141,9 @@ class ImageClassification:
         scale, shift = found or (np.ones(3, np.float32), np.zeros(3, np.float32))
         return ImageRows(pixels, scale, shift)
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    def loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
+    ) -> torch.Tensor:
         """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
         from torch.nn.functional import cross_entropy
 

@@ -23,7 +23,9 @@ class TokenRows:
     values: np.ndarray  # (sum of lengths,) int32
     starts: np.ndarray  # (N + 1,) int64
     padding: int
-    left: bool = False  # where the processor pads; decoders with a last-token head are indifferent, encoders with positions are not
+    left: bool = (
+        False  # where the processor pads; decoders with a last-token head are indifferent, encoders with positions are not
+    )
 
     @property
     def lengths(self) -> np.ndarray:
@@ -71,7 +73,9 @@ class TextClassification:
             **options,
         )
         tokenizer = pretrained.guarded(
-            lambda: transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False), source, self.name
+            lambda: transformers.AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False),
+            source,
+            self.name,
         )
         if tokenizer.pad_token_id is None:  # GPT-2 and others were never padded
             tokenizer.pad_token = tokenizer.eos_token
@@ -97,7 +101,9 @@ class TextClassification:
             left=processor.padding_side == "left",
         )
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
+    def loss(
+        self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
+    ) -> torch.Tensor:
         """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
         from torch.nn.functional import cross_entropy
 

@@ -1,0 +1,241 @@
+"""What a run begins with: the data read, checked and split, the model loaded, the plan filled in; all refusals happen here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from affinage import config, labels, plans, pooling, rates, tasks
+from affinage import data as reading
+from affinage.check import check, clean, summary, without_leaks
+from affinage.errors import AffinageError
+from affinage.features import auto_precision, device
+from affinage.net import Net
+from affinage.types import Columns, Data, Finding, Plan, Rows, Task
+
+HELD_OUT = 100  # fewer validation rows than this choose by luck (arXiv 2105.11447): all labels are trained on instead
+
+
+@dataclass
+class Inputs:
+    """What was read, checked and encoded before anything learns."""
+
+    settings: config.Settings
+    task: Task
+    data: Data  # with integer targets
+    classes: tuple[str, ...]
+    findings: list[Finding]
+    fingerprint: str
+    model: Any
+    processor: Any
+    pooling: str
+    net: Net
+    plan: Plan
+    precision: str
+    rows: dict[str, Rows] = field(default_factory=dict)
+
+
+def columns_of(values: Mapping[str, Any]) -> Columns:
+    return Columns(text=values.get("text_column"), image=values.get("image_column"), label=values.get("label_column"))
+
+
+def check_data(data: Any, *, task: str | None = None, **columns: Any) -> list[Finding]:
+    """What is wrong with this data, before anything trains.
+
+    Raises:
+        AffinageError: the data cannot be read at all, or the task reads another kind of data.
+    """
+    test = columns.pop("test", None)
+    validation = columns.pop("validation", None)
+    kind = tasks.kind(task)
+    found = reading.read(data, columns=columns_of(columns), test=test, validation=validation, kind=kind)
+    return check(found)
+
+
+def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
+    """The data, checked; refuses what would make the result a lie."""
+    path = settings.validation if isinstance(settings.validation, (str, Path)) else None
+    data = reading.read(
+        settings.data,
+        columns=columns_of(settings.model_dump()),
+        validation=path,
+        test=settings.test,
+        kind=tasks.kind(settings.task),
+    )
+    task = tasks.find(settings.task, data.kind)
+    findings = check(data)
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        raise AffinageError(errors[0].message)
+    leaks = [f for f in findings if f.severity == "leak"]
+    if leaks and settings.leaks == "refuse":
+        raise AffinageError(
+            f"{leaks[0].message}; leave them out of training with --leaks drop, or accept them with --leaks allow"
+        )
+    data = clean(data, findings)
+    if leaks and settings.leaks == "drop":
+        data = without_leaks(data, findings)
+    return data, findings, task
+
+
+def _splits(data: Data, settings: config.Settings) -> Data:
+    """Few labels where asked, and a validation split where none came and enough rows are there."""
+    train = data.train
+    if settings.labels_per_class:
+        train = labels.few(train, settings.labels_per_class, settings.seed)
+    validation = data.validation
+    share = settings.validation if isinstance(settings.validation, float) else None
+    if settings.labels_per_class and share is None and not isinstance(settings.validation, (str, Path)):
+        validation = None  # a large validation split beside few labels would be labels that nobody counted
+    if validation is None:
+        if share is None and round(0.2 * len(train)) >= HELD_OUT:
+            share = 0.2
+        if share:
+            train, validation = labels.holdout(train, share, settings.seed)
+    return data.with_splits(train=train, validation=validation)
+
+
+def _fingerprint(data: Data) -> str:
+    """SHA-256 over every row's id, target and content."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, split in data.splits():
+        for row, target, thing in zip(split.ids, split.targets, split.inputs, strict=True):
+            if isinstance(thing, Path):
+                content = thing.read_bytes()
+            elif isinstance(thing, str):
+                content = thing.encode()
+            else:
+                content = thing if isinstance(thing, bytes) else np.asarray(thing).tobytes()
+            total.update(f"{name}\0{row}\0{target}\0{len(content)}\0".encode())
+            total.update(content)
+    return total.hexdigest()
+
+
+def _model(settings: config.Settings, task: Task, classes: Sequence[str]) -> tuple[Any, Any]:
+    """(model, processor), from a name, or a loaded model given as (model, processor)."""
+    fresh = settings.plan == "scratch"
+    if isinstance(settings.model, tuple):
+        model, processor = settings.model
+        folder = Path(getattr(model.config, "name_or_path", "") or ".")
+        if fresh:
+            raise AffinageError(
+                "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
+            )
+        return _fitted(model, classes, folder), processor
+    if isinstance(settings.model, torch.nn.Module):
+        raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
+    return task.load(settings.model, classes, fresh=fresh, revision=settings.revision)
+
+
+def _fitted(model: Any, classes: Sequence[str], folder: Path) -> Any:
+    """The loaded model, with the names of these classes; its head must have as many outputs.
+
+    Raises:
+        AffinageError: another number of outputs.
+    """
+    if model.config.num_labels != len(classes):
+        raise AffinageError(
+            f"the loaded model has {model.config.num_labels} outputs and the data {len(classes)} classes: "
+            f"load it with num_labels={len(classes)} and ignore_mismatched_sizes=True"
+        )
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: i for i, name in enumerate(classes)}
+    return model
+
+
+def prepare(settings: config.Settings) -> Inputs:
+    """Everything that can be refused is refused here, before a folder is made."""
+    data, findings, task = _read(settings)
+    data = _splits(data, settings)
+    data, classes = labels.encode(data)
+    torch.manual_seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)
+    model, processor = _model(settings, task, classes)
+    chosen = _pool(model, settings)
+    model.to(device())
+    if task.kind == "image":
+        model.to(memory_format=torch.channels_last)
+    first = task.encode([data.train.inputs[0]], processor, model, max_length=settings.max_length)
+    sample = {k: v.to(device()) for k, v in first.batch(np.arange(1)).items()}
+    net = Net.of(model, sample)
+    wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
+    plan = plans.make(settings.plan, net, task.kind, len(data.train), wishes, patience=data.validation is not None)
+    precision = settings.precision if settings.precision != "auto" else auto_precision()
+    return Inputs(settings, task, data, classes, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
+
+
+def _pool(model: Any, settings: config.Settings) -> str:
+    """Choose and install the pooling: what the checkpoint declares; the mean for an encoder that came without a trained head."""
+    wish: str = settings.pooling
+    if not pooling.can_mean(model):
+        if wish in ("mean", "first"):
+            raise AffinageError(
+                f"--pooling {wish} cannot be saved as a plain {type(model).__name__}: use --pooling native, or a BERT- or RoBERTa-shaped model"
+            )
+        return "native"
+    if wish == "auto":
+        heads = getattr(model.config, "architectures", None) or []
+        wish = pooling.declared(settings.model) or ("native" if any("Classification" in h for h in heads) else "mean")
+    if wish != "native":
+        pooling.install(model, wish)
+    return wish
+
+
+def plan_of(**settings: Any) -> dict[str, Any]:
+    """The plan as it would run, with every default filled in; nothing is trained and nothing written."""
+    inputs = prepare(config.make(settings))
+    return {"settings": told(inputs.settings), **plan_json(inputs)}
+
+
+def plan_json(inputs: Inputs) -> dict[str, Any]:
+    """task, plan, model and data as they stand in run.json."""
+    table: dict[str, float | None] = {}
+    for stage in inputs.plan.stages:
+        if not (inputs.plan.lora and stage.how == "fit"):
+            table = rates.resolve(inputs.net, stage.rates)
+    anatomy = []
+    groups = inputs.net.addresses()
+    for row in inputs.net.anatomy():
+        own = {table.get(name) for name in groups[row["address"]]} - {None}
+        anatomy.append({**row, "trained": bool(own), "rate": max(r for r in own if r is not None) if own else None})
+    data = inputs.data
+    return {
+        "task": inputs.task.name,
+        "plan": asdict(inputs.plan),
+        "model": {
+            "source": _source(inputs.settings.model),
+            "revision": getattr(inputs.model.config, "_commit_hash", None) or inputs.settings.revision,
+            "architecture": type(inputs.model).__name__,
+            "parameters": sum(p.numel() for p in inputs.model.parameters()),
+            "pooling": inputs.pooling,
+            "anatomy": anatomy,
+        },
+        "data": {
+            "source": data.source,
+            "kind": data.kind,
+            "fingerprint": inputs.fingerprint,
+            "rows": {name: len(split) for name, split in data.splits()},
+            "classes": list(inputs.classes),
+            "findings": summary(inputs.findings),
+        },
+    }
+
+
+def _source(thing: Any) -> str:
+    return str(thing) if isinstance(thing, (str, Path)) else type(thing[0] if isinstance(thing, tuple) else thing).__name__
+
+
+def told(settings: config.Settings) -> dict[str, Any]:
+    """The settings as JSON; what was given in memory is named by its type."""
+    plain = {k: v for k, v in settings.model_dump().items() if k not in ("resume", "overwrite", "quiet")}
+    return {
+        k: v if isinstance(v, (int, float, str, type(None), bool)) else str(v) if isinstance(v, Path) else _source(v)
+        for k, v in plain.items()
+    }

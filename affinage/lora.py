@@ -1,0 +1,31 @@
+"""Low-rank updates (peft) beside the layers of the blocks while training, added into them at the end."""
+
+from __future__ import annotations
+
+import torch
+
+
+def adapt(model: torch.nn.Module, blocks: tuple[str, ...], rank: int, seed: int) -> None:
+    """Put a low-rank update beside every linear layer and convolution of the blocks, in place; alpha is twice the rank."""
+    import peft
+
+    inside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        and getattr(module, "groups", 1) == 1
+        and any(name == b or name.startswith(b + ".") for b in blocks)
+    ]
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=inside), model)
+
+
+def merge(model: torch.nn.Module) -> None:
+    """The low-rank updates added into the layers beside which they stood."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()  # type: ignore[operator]
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())

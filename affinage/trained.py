@@ -1,0 +1,108 @@
+"""A finished run: its metrics, its model, its predictions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affinage import data as reading
+from affinage import tasks
+from affinage.errors import AffinageError
+from affinage.features import device, passed
+from affinage.inputs import columns_of
+from affinage.types import Task
+
+
+class Run:
+    """A finished run: its folder, its metrics, and its model, loaded at first use."""
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record  # run.json
+        self._loaded: tuple[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {self.record['plan']['name']}, {self.metrics})"
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The test scores, or those of validation where there is no test split."""
+        return self.record.get("test") or self.record.get("validation") or {}
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self.record["data"]["classes"]
+
+    @property
+    def task(self) -> Task:
+        return tasks.find(self.record["task"], self.record["data"]["kind"])
+
+    def _model(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            model, processor = self.task.load(self.path, self.classes, fresh=False, revision=None)
+            self._loaded = model.to(device()).eval(), processor
+        return self._loaded
+
+    def _logits(self, inputs: Sequence[Any]) -> np.ndarray:
+        model, processor = self._model()
+        rows = self.task.encode(inputs, processor, model, max_length=self.record["settings"].get("max_length"))
+        return passed(model, rows, "fp32")[1]
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """For each text or picture: `label`, its `score`, and the `scores` of all classes."""
+        if not len(inputs):
+            return []
+        logits = self._logits(inputs)
+        shifted = np.exp(logits - logits.max(1, keepdims=True))
+        table = shifted / shifted.sum(1, keepdims=True)
+        return [
+            {
+                "label": self.classes[row.argmax()],
+                "score": float(row.max()),
+                "scores": dict(zip(self.classes, map(float, row), strict=True)),
+            }
+            for row in table
+        ]
+
+    def evaluate(self, data: Any, split: str | None = None, **columns: Any) -> dict[str, Any]:
+        """The scores on labelled rows: the test split of `data` if it has one, else its only one.
+
+        Raises:
+            AffinageError: no such split, another kind of data, or no label that the run knows.
+        """
+        found = reading.read(data, columns=columns_of(columns))
+        if found.kind != self.task.kind:
+            raise AffinageError(f"this run does {self.task.name}, but {data} is {found.kind} data")
+        splits = dict(found.splits())
+        name = split or ("test" if "test" in splits else "validation" if "validation" in splits else "train")
+        if name not in splits:
+            raise AffinageError(f"no split '{name}' in {data}: it has {', '.join(splits)}")
+        chosen = splits[name]
+        number = {label: i for i, label in enumerate(self.classes)}
+        targets = np.asarray([number.get(str(t), -1) for t in chosen.targets])
+        if (targets < 0).all():
+            raise AffinageError(
+                f"no label of {data} is one that this run knows ({', '.join(self.classes[:5])}...): check --label-column"
+            )
+        return {"split": name, **self.task.score(self._logits(chosen.inputs), targets)}
+
+
+def load(path: str | Path) -> Run:
+    """A finished run from its folder.
+
+    Raises:
+        AffinageError: no folder, no run in it, or one that was stopped.
+    """
+    folder = Path(path)
+    file = folder / "run.json"
+    if not file.exists():
+        raise AffinageError(f"no run at {folder}: expected a folder with run.json, as `affinage fit --out` leaves it")
+    record = json.loads(file.read_text(encoding="utf8"))
+    if record["status"] != "finished":
+        raise AffinageError(f"the run at {folder} was stopped before its end: go on with affinage fit --resume --out {folder}")
+    return Run(folder, record)
