@@ -29,7 +29,7 @@ def bf16_pays() -> bool:
 
 
 def auto_precision() -> str:
-    """bf16 where the hardware multiplies it; elsewhere it is emulated, 10 to 40 times slower than fp32 (measured on an AVX2 core)."""
+    """bf16 where the hardware multiplies it; elsewhere it is emulated and many times slower than fp32."""
     return "bf16" if bf16_pays() else "fp32"
 
 
@@ -50,8 +50,8 @@ def passed(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """(features (N, D) or None, logits (N, C)) of every row, float32, in the order of the rows.
 
-    Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and one is
-    picked afterwards (decoders), the features are those of the token that was picked.
+    Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and
+    one is picked afterwards (decoders), the features are those of the token that was picked.
     """
     model.eval()
     lengths = rows.lengths

@@ -51,7 +51,7 @@ def share(stage: Stage, step: int, steps: int) -> float:
 
 
 def interval() -> float:
-    """Seconds between two checkpoints within an epoch: AFFINAGE_CHECKPOINT_SECONDS, or 60, so that a crash costs a minute at most.
+    """Seconds between two checkpoints within an epoch: AFFINAGE_CHECKPOINT_SECONDS, or 60: a crash costs a minute at most.
 
     Raises:
         AffinageError: the variable holds no number.
@@ -189,7 +189,8 @@ class Fitting:
         value = loss.item()
         if not math.isfinite(value):
             raise AffinageError(
-                f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: "
+                f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
+                f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
             )
         self.optimizer.zero_grad(set_to_none=True)
@@ -217,8 +218,9 @@ class Fitting:
     ) -> None:
         """Train to the end of the stage.
 
-        `evaluate()` scores the network as it stands, higher is better, or returns None where there is no validation split; `save()` writes
-        a checkpoint, at each epoch's end and every `interval()` seconds; `advance(rows, words)` moves the progress bar.
+        `evaluate()` scores the network as it stands, higher is better, or returns None without a validation split;
+        `save()` writes a checkpoint, at each epoch's end and every `interval()` seconds;
+        `advance(rows, words)` moves the progress bar.
         """
         progress, every = self.progress, interval()
         rates.train_mode(self.net, self.table, dropout=self.stage.dropout)

@@ -177,7 +177,8 @@ def _pool(model: Any, settings: config.Settings) -> str:
     if not pooling.can_mean(model):
         if wish in ("mean", "first"):
             raise AffinageError(
-                f"--pooling {wish} cannot be saved as a plain {type(model).__name__}: use --pooling native, or a BERT- or RoBERTa-shaped model"
+                f"--pooling {wish} cannot be saved as a plain {type(model).__name__}: "
+                "use --pooling native, or a BERT- or RoBERTa-shaped model"
             )
         return "native"
     if wish == "auto":

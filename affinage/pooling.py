@@ -102,7 +102,7 @@ def _read(path: Path) -> str | None:
 
 
 def install(model: Any, pooling: str) -> None:
-    """Change the head of a loaded model in place to read the mean ("mean") or the bare first token ("first") through one linear layer."""
+    """Make a loaded model read the mean ("mean") or the bare first token ("first") through one linear layer, in place."""
     parts = _parts(model)
     assert parts is not None, "can_mean() was not asked"
     base, blocks = parts

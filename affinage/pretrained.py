@@ -43,7 +43,8 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
             and (list(folder.glob("*.bin")) or list(folder.glob("*.pt*")))
         ):
             raise AffinageError(
-                f"{source} holds its weights as a pickle, which can run code: expected model.safetensors; convert it with save_pretrained first"
+                f"{source} holds its weights as a pickle, which can run code: expected model.safetensors; "
+                "convert it with save_pretrained first"
             ) from error
         if folder.is_dir() and (folder / "config.json").exists() and not list(folder.glob("*.safetensors")):
             raise AffinageError(

@@ -1,4 +1,4 @@
-"""The story of a run, top to bottom: read, check, load, plan, solve, fit, choose, test once, and leave a folder that explains itself."""
+"""The story of a run, top to bottom: prepare, then each stage (solve or fit), choose, and leave a folder that explains itself."""
 
 from __future__ import annotations
 

@@ -4,11 +4,11 @@
     python benchmarks/arms.py --suite images --base FOLDER
     python benchmarks/arms.py --suite search --variant slow --set learning_rate=5e-5
 
-One line a finished cell (suite, variant, data set, labels a class, arm, seed); a killed run loses the cell in progress and no other.
-Seeds are the outermost loop, so that a partial file is balanced over data sets and arms. Arms are plans of affinage, and `trainer`:
-the Hugging Face Trainer with its default arguments. Both get the same rows (one fingerprint a cell), tokenised or decoded beforehand;
-seconds of training leave that out, and leave out the test. The suite `search` is for choosing defaults: its test rows are held out of
-train, its seeds are others, and no row of a test split is read.
+One line a finished cell (suite, variant, data set, labels a class, arm, seed); a killed run loses no cell but the one in
+progress. Seeds are the outermost loop, so that a partial file is balanced over data sets and arms. Arms are plans of affinage, and
+`trainer`: the Hugging Face Trainer with its default arguments. All get the same rows (the fingerprint in the line tells), tokenised
+or decoded beforehand; seconds of training leave that out, and the test. The suite `search` is for choosing defaults: its test rows
+are held out of train, its seeds are others, and no row of a test split is read.
 """
 
 from __future__ import annotations
@@ -136,7 +136,6 @@ def ours(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, Any]
         "pooling": record["model"]["pooling"],
         "fingerprint": record["data"]["fingerprint"],
         "versions": record["versions"],
-        "commit": record["commit"],
         "cpu": record["hardware"]["cpu"],
     }
 
@@ -146,22 +145,22 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
     import numpy as np
     import transformers
 
-    from affinage import config, labels, run, tasks
+    from affinage import config, facts
+    from affinage.inputs import prepare
 
     started = time.perf_counter(), time.process_time()
     wishes = config.make({"model": model, "data": rows, "plan": "full", **asked(cell)})
-    data, _, task = run._read(wishes)  # the same rows by construction, and the fingerprint proves it
-    data, classes = labels.encode(run._splits(data, wishes))
+    inputs = prepare(wishes)  # the same rows by construction; only its network is not used
+    data, task, processor = inputs.data, inputs.task, inputs.processor
     assert data.test is not None
     transformers.set_seed(cell.seed)
     auto = (
         transformers.AutoModelForSequenceClassification if task.kind == "text" else transformers.AutoModelForImageClassification
     )
-    names = dict(enumerate(classes))
+    names = dict(enumerate(inputs.classes))
     net = auto.from_pretrained(
         model, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, ignore_mismatched_sizes=True
     )
-    _, processor = task.load(model, classes, fresh=False, revision=None)
     clock = time.perf_counter(), time.process_time()
     encoded = {key: examples(task, split, processor, net) for key, split in (("train", data.train), ("test", data.test))}
     encoding = {"seconds": time.perf_counter() - clock[0], "cpu_seconds": time.process_time() - clock[1]}
@@ -180,7 +179,6 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
     clock = time.perf_counter(), time.process_time()
     logits = np.asarray(loop.predict(encoded["test"]).predictions, dtype=np.float32)
     measuring = {"seconds": time.perf_counter() - clock[0], "cpu_seconds": time.process_time() - clock[1]}
-    hardware = run._hardware("fp32")
     return {
         **scores(task.score(logits, np.asarray(data.test.targets))),
         "n_train": len(data.train),
@@ -193,10 +191,9 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
         "drift": None,
         "precision": "fp32",
         "pooling": "native",
-        "fingerprint": run._fingerprint(data),
-        "versions": {**run._versions(), "accelerate": version("accelerate")},
-        "commit": run._commit(),
-        "cpu": hardware["cpu"],
+        "fingerprint": inputs.fingerprint,
+        "versions": {**facts.versions(), "accelerate": version("accelerate")},
+        "cpu": facts.hardware("fp32")["cpu"],
     }
 
 
@@ -326,7 +323,7 @@ def main(words: Sequence[str] | None = None) -> int:
     import torch
     import transformers
 
-    from affinage import config
+    from affinage import config, facts
     from affinage.errors import AffinageError
 
     torch.set_num_threads(told.threads)
@@ -342,6 +339,7 @@ def main(words: Sequence[str] | None = None) -> int:
     weights: dict[Path, str] = {}
     sets: dict[str, dict[str, Any]] = {}
     failed = 0
+    commit = facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
     for number, cell in enumerate(wanted, 1):
         model = told.base if cell.data in PICTURES else text_model()
         weights[model] = weights.get(model) or digest(model)
@@ -363,7 +361,7 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             shutil.rmtree(out, ignore_errors=True)
         head = {**cell.__dict__, "settings": told.settings, "model": model.name if model is told.base else "all-MiniLM-L6-v2"}
-        append(told.out, {**head, "weights": weights[model], "threads": told.threads, **found})
+        append(told.out, {**head, "weights": weights[model], "threads": told.threads, "commit": commit, **found})
         spent = found["training"]["cpu_seconds"]
         print(f"{words_of}: {found['accuracy']:.4f}, {spent:.1f} CPU s of training, {found['kept']}", flush=True)
     return 1 if failed else 0

@@ -56,7 +56,7 @@ class TextClassification:
     metric: str = "accuracy"
 
     def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
-        """(model, tokenizer). Eager attention: for short rows on a CPU it is faster than the fused kernel (measured: notes in docs)."""
+        """(model, tokenizer). Eager attention on a CPU: for short rows it is faster there than the fused kernel."""
         import torch
         import transformers
 

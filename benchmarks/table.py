@@ -1,0 +1,201 @@
+"""The results file as Markdown: what is measured, over how many seeds, how sure; a cell that nobody ran stays empty.
+
+    python benchmarks/table.py
+    python benchmarks/table.py --readme README.md
+
+Accuracy is the mean over seeds with its 95 % Student interval. A pair is two arms on one seed: the same rows, the same test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from affinage.measure.interval import MOST_FLIPS, paired, sign_flip
+
+ARMS = ("scratch", "frozen", "two-stage", "full", "trainer")
+OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
+NONE = "–"
+Line = dict[str, Any]
+Table = dict[tuple[str, int], dict[str, dict[int, Line]]]  # (data set, labels a class) -> arm -> seed -> line
+
+
+def read(path: Path) -> list[Line]:
+    """The finished cells; a last line without an end belongs to a run that is still writing."""
+    text = path.read_text(encoding="utf8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def arranged(lines: Sequence[Line]) -> Table:
+    """By data set and labels, in the order of the file.
+
+    Raises:
+        ValueError: one cell stands twice in the file.
+    """
+    table: Table = defaultdict(lambda: defaultdict(dict))
+    for line in lines:
+        seeds = table[line["data"], line["labels"]][line["arm"]]
+        if line["seed"] in seeds:
+            raise ValueError(f"{line['data']} {line['labels']} {line['arm']} seed {line['seed']} stands twice")
+        seeds[line["seed"]] = line
+    return table
+
+
+def points(value: float, sign: str = "") -> str:
+    """A share in percent points; never minus zero."""
+    return f"{round(100 * value, 1) + 0.0:{sign}.1f}"
+
+
+def mean(values: Sequence[float]) -> str:
+    """`84.3 ± 0.5 (6)`: percent, half of the 95 % interval, seeds; one seed has no interval."""
+    if not values:
+        return NONE
+    middle, _, high = paired(values)
+    half = f" ± {points(high - middle)}" if math.isfinite(high) else ""
+    return f"{points(middle)}{half} ({len(values)})"
+
+
+def seconds(values: Sequence[float]) -> str:
+    """Mean CPU seconds, and seeds."""
+    if not values:
+        return NONE
+    value = sum(values) / len(values)
+    return f"{value:.{0 if value >= 100 else 1}f} ({len(values)})"
+
+
+def difference(left: dict[int, Line], right: dict[int, Line]) -> list[str]:
+    """[left minus right in points with its interval, p of the sign flips, pairs], over the seeds that both have.
+
+    Raises:
+        ValueError: a pair that was not measured on the same rows.
+    """
+    seeds = sorted(left.keys() & right.keys())
+    for seed in seeds:
+        if left[seed]["fingerprint"] != right[seed]["fingerprint"]:
+            raise ValueError(f"{left[seed]['data']} seed {seed}: {left[seed]['arm']} and {right[seed]['arm']} saw different rows")
+    if not seeds:
+        return [NONE, NONE, "0"]
+    values = [left[seed]["accuracy"] - right[seed]["accuracy"] for seed in seeds]
+    middle, low, high = paired(values)
+    span = f" [{points(low, '+')}, {points(high, '+')}]" if math.isfinite(high) else ""
+    flips = f"{sign_flip(values):.3f}" if 1 < len(values) <= MOST_FLIPS else NONE
+    return [points(middle, "+") + span, flips, str(len(seeds))]
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * 2 + ["---:"] * (len(head) - 2), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def labelled(key: tuple[str, int]) -> list[str]:
+    return [key[0], str(key[1]) if key[1] else "all"]
+
+
+def rendered(lines: Sequence[Line], left: str = "two-stage", right: str = "full") -> str:
+    """Three tables (accuracy, the paired difference of two arms, CPU seconds of training) and what they were measured with."""
+    table = arranged(lines)
+    if not table:
+        return "No results yet."
+    there = {arm for arms in table.values() for arm in arms}
+    arms = [arm for arm in ARMS if arm in there] + sorted(there - set(ARMS))
+
+    def every(cell: Callable[[list[Line]], str]) -> list[list[str]]:
+        return [
+            [*labelled(key), *(cell(list(found[arm].values()) if arm in found else []) for arm in arms)]
+            for key, found in table.items()
+        ]
+
+    head = ["data", "labels a class"]
+    parts = [
+        "Test accuracy in percent, mean ± 95 % interval (seeds):",
+        grid([*head, *arms], every(lambda cell: mean([line["accuracy"] for line in cell]))),
+    ]
+    if {left, right} <= there:
+        rows = [[*labelled(key), *difference(found.get(left, {}), found.get(right, {}))] for key, found in table.items()]
+        parts += [
+            f"`{left}` minus `{right}` in points, paired by seed, with its 95 % interval and the exact two-sided p of sign flips "
+            "(with n seeds it cannot fall below 2 / 2ⁿ):",
+            grid([*head, f"{left} − {right}", "p", "seeds"], rows),
+        ]
+    parts += [
+        "CPU seconds of training, mean (seeds), without loading, tokenising or decoding, and testing:",
+        grid([*head, *arms], every(lambda cell: seconds([line["training"]["cpu_seconds"] for line in cell]))),
+        measured(lines),
+    ]
+    return "\n\n".join(parts)
+
+
+def measured(lines: Sequence[Line]) -> str:
+    """What all of it was measured with; where lines differ, all that occurs."""
+
+    def all_of(value: Callable[[Line], Any]) -> str:
+        return ", ".join(sorted({str(value(line)) for line in lines}))
+
+    torch, transformers = (all_of(lambda line, n=name: line["versions"][n]) for name in ("torch", "transformers"))
+    return (
+        f"{len(lines)} runs; models {all_of(lambda line: line['model'])}; torch {torch}; transformers {transformers}; "
+        f"threads {all_of(lambda line: line['threads'])}; precision {all_of(lambda line: line['precision'])}; cpu {all_of(lambda line: line['cpu'])}; "
+        f"commit {all_of(lambda line: line['commit'])} (+: with local changes)."
+    )
+
+
+def variants(lines: Sequence[Line]) -> str:
+    """Each other variant minus the default, arm by arm, paired by seed."""
+    kinds = list(dict.fromkeys(line["variant"] for line in lines if line["variant"] != "default"))
+    base = arranged([line for line in lines if line["variant"] == "default"])
+    rows = []
+    for kind in kinds:
+        for key, found in arranged([line for line in lines if line["variant"] == kind]).items():
+            for arm, seeds in found.items():
+                before = base[key][arm] if key in base and arm in base[key] else {}
+                cells = [mean([line["accuracy"] for line in seeds.values()]), *difference(seeds, before)]
+                rows.append([*labelled(key), kind, arm, *cells])
+    return grid(["data", "labels a class", "variant", "arm", "accuracy", "− default", "p", "pairs"], rows)
+
+
+def placed(page: str, text: str) -> str:
+    """The page with `text` between its marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    before, mark, after = page.partition(OPEN)
+    if not mark:
+        raise ValueError(f"the page has no {OPEN}")
+    _, close, rest = after.partition(CLOSE)
+    if not close:
+        raise ValueError(f"the page has {OPEN} and no {CLOSE} after it: add it where the results end")
+    return f"{before}{OPEN}\n\n{text}\n\n{CLOSE}{rest}"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path, nargs="?", default=here / "results" / "transfer.jsonl")
+    parser.add_argument("--suite", action="append", help="only this suite; without it, all but search")
+    parser.add_argument("--variant", default="default")
+    parser.add_argument("--variants", action="store_true", help="each other variant minus the default, instead")
+    parser.add_argument("--pair", nargs=2, default=("two-stage", "full"), metavar="ARM", help="the two arms to compare")
+    parser.add_argument("--readme", type=Path, help="write between its marks too")
+    told = parser.parse_args(words)
+    try:
+        lines = read(told.file) if told.file.exists() else []
+        lines = [line for line in lines if (line["suite"] in told.suite if told.suite else line["suite"] != "search")]
+        text = variants(lines) if told.variants else rendered([x for x in lines if x["variant"] == told.variant], *told.pair)
+        print(text)
+        if told.readme:
+            told.readme.write_text(placed(told.readme.read_text(encoding="utf8"), text), encoding="utf8")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

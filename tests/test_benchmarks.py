@@ -1,0 +1,193 @@
+"""The machinery of the benchmarks: the table says what the file says and no more, a stopped run goes on, work is counted right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as `python benchmarks/x.py` has it
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded("table", monkeypatch)
+
+
+@pytest.fixture
+def arms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return loaded("arms", monkeypatch)
+
+
+def line(arm: str, seed: int, accuracy: float, **changes: Any) -> dict[str, Any]:
+    made = {
+        "suite": "text-few",
+        "variant": "default",
+        "data": "sst2",
+        "labels": 8,
+        "arm": arm,
+        "seed": seed,
+        "accuracy": accuracy,
+    }
+    made |= {"training": {"cpu_seconds": 10.0 * (seed + 1)}, "fingerprint": f"rows{seed}", "model": "m", "threads": 1, "cpu": "c"}
+    return made | {"versions": {"torch": "2", "transformers": "5"}, "precision": "fp32", "commit": "abc"} | changes
+
+
+def made_up() -> list[dict[str, Any]]:
+    return [
+        *(line("two-stage", seed, a) for seed, a in enumerate((0.80, 0.82, 0.84))),
+        *(line("full", seed, a) for seed, a in enumerate((0.79, 0.79, 0.79))),
+        line("frozen", 0, 0.75),
+        line("two-stage", 0, 0.90, data="trec6", labels=0),
+    ]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines() if row.startswith("|")]
+
+
+def test_table_by_hand(table: ModuleType) -> None:
+    found = rows(table.rendered(made_up()))
+    # 0.80, 0.82, 0.84: sd 0.02, t(2) = 4.303, half of the interval 4.303 x 0.02 / sqrt(3) = 0.0497
+    assert found[0] == ["data", "labels a class", "frozen", "two-stage", "full"]
+    assert found[2] == ["sst2", "8", "75.0 (1)", "82.0 ± 5.0 (3)", "79.0 ± 0.0 (3)"]
+    assert found[3] == ["trec6", "all", "–", "90.0 (1)", "–"]
+    # differences 0.01, 0.03, 0.05: as wide; of eight sign patterns two reach the sum
+    assert found[6] == ["sst2", "8", "+3.0 [-2.0, +8.0]", "0.250", "3"]
+    assert found[7] == ["trec6", "all", "–", "–", "0"]
+    assert found[10] == ["sst2", "8", "10.0 (1)", "20.0 (3)", "20.0 (3)"]
+    assert found[11] == ["trec6", "all", "–", "10.0 (1)", "–"]
+
+
+def test_pairs_are_the_seeds_that_both_have(table: ModuleType) -> None:
+    lines = [line("two-stage", 0, 0.9), line("two-stage", 1, 0.5), line("full", 0, 0.8), line("full", 2, 0.1)]
+    assert "| sst2 | 8 | +10.0 | – | 1 |" in table.rendered(lines)
+
+
+def test_a_pair_on_other_rows_is_refused(table: ModuleType) -> None:
+    with pytest.raises(ValueError, match="different rows"):
+        table.rendered([line("two-stage", 0, 0.9), line("full", 0, 0.8, fingerprint="else")])
+
+
+def test_a_cell_that_stands_twice_is_refused(table: ModuleType) -> None:
+    with pytest.raises(ValueError, match="stands twice"):
+        table.rendered([line("full", 0, 0.8), line("full", 0, 0.9)])
+
+
+def test_variants_are_paired_with_the_default(table: ModuleType) -> None:
+    lines = [line("full", s, 0.8) for s in range(2)] + [line("full", s, 0.9, variant="fast") for s in range(2)]
+    lines += [line("full", 0, 0.3, variant="fast", labels=64)]
+    found = rows(table.variants(lines))
+    assert found[2] == ["sst2", "8", "fast", "full", "90.0 ± 0.0 (2)", "+10.0 [+10.0, +10.0]", "0.500", "2"]
+    assert found[3] == ["sst2", "64", "fast", "full", "30.0 (1)", "–", "–", "0"]
+
+
+def test_readme_is_filled_between_its_marks(table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "r.jsonl", tmp_path / "README.md"
+    lines = [*made_up(), line("full", 9, 0.0, suite="search"), line("full", 8, 0.0, variant="other")]
+    file.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"suite": "text-f')  # a run is still writing
+    page.write_text("above\n<!-- results -->\nold\n<!-- /results -->\nbelow\n")
+    for _ in range(2):  # twice is as once
+        assert table.main([str(file), "--readme", str(page)]) == 0
+    text = page.read_text()
+    assert text == f"above\n<!-- results -->\n\n{table.rendered(made_up())}\n\n<!-- /results -->\nbelow\n"
+    page.write_text("no marks")
+    assert table.main([str(file), "--readme", str(page)]) == 2
+    assert "<!-- results -->" in capsys.readouterr().err
+
+
+def test_no_file_gives_no_numbers(table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert table.main([str(tmp_path / "none.jsonl")]) == 0
+    assert capsys.readouterr().out == "No results yet.\n"
+
+
+def test_seeds_are_outermost(arms: ModuleType) -> None:
+    found = arms.cells("text-few", "default", 2, [], arms.ARMS, [])
+    assert len(found) == len(set(found)) == 2 * 8 * 5
+    assert [cell.seed for cell in found] == [0] * 40 + [1] * 40
+    assert {cell.seed for cell in arms.cells("search", "default", 2, [], ["full"], [])} == {1000, 1001}
+
+
+def test_a_line_cut_by_a_kill_is_dropped_and_measured_again(arms: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    arms.append(file, line("full", 0, 0.5))
+    with file.open("a") as end:
+        end.write('{"suite": "te')
+    assert [arms.Cell.of(x) for x in arms.lines(file)] == [arms.Cell("text-few", "default", "sst2", 8, "full", 0)]
+    arms.append(file, line("full", 1, 0.5))
+    assert [x["seed"] for x in arms.lines(file)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--set", "epochs=3"], ["--set", "seed=3", "--variant", "v"], ["--only", "sst3"], ["--suite", "images"], ["--arms", "ful"]],
+    ids=" ".join,
+)
+def test_slips_end_before_anything_runs(arms: ModuleType, words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        arms.parsed(words)
+
+
+def test_own_split_is_fixed_stratified_and_apart(arms: ModuleType, shared_data: Path) -> None:
+    first, again = (arms.splits("customer_reviews", shared_data) for _ in range(2))
+    assert first == again
+    train, test = first["train"], first["test"]
+    assert len(train) + len(test) == 3771 and abs(len(test) - 0.25 * 3771) <= 1
+    share = [np.mean([row["label"] == "pos" for row in part]) for part in (train, test)]
+    assert share[0] == pytest.approx(share[1], abs=0.002)
+
+
+def test_a_search_reads_no_test_row(arms: ModuleType, shared_data: Path) -> None:
+    plain, search = arms.splits("trec6", shared_data), arms.splits("trec6", shared_data, search=True)
+    assert len(search["train"]) + len(search["test"]) == len(plain["train"])
+    held = sorted(row["text"] for part in search.values() for row in part)
+    assert held == sorted(row["text"] for row in plain["train"])
+
+
+def test_trainer_takes_the_rows_as_its_own_collator_wants_them(arms: ModuleType, minilm: Path) -> None:
+    import torch
+    import transformers
+
+    from affinage import tasks
+    from affinage.types import Split
+
+    task = tasks.find("text-classification", "text")
+    model, tokenizer = task.load(minilm, ["a", "b"], fresh=False, revision=None)
+    texts = ["a good film", "no"]
+    made = arms.examples(task, Split(texts, np.asarray([1, 0]), ["0", "1"]), tokenizer, model)
+    batch = transformers.DataCollatorWithPadding(tokenizer)(made)
+    ours = task.encode(texts, tokenizer, model).batch(np.arange(2))
+    assert batch["labels"].tolist() == [1, 0]
+    assert all(torch.equal(batch[name], ours[name]) for name in ours)
+
+
+def test_work_of_a_pass_is_that_of_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BertConfig, BertModel
+
+    frozen_text = loaded("frozen_text", monkeypatch)
+    config = BertConfig(vocab_size=10, hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2)
+    model = BertModel(config, add_pooling_layer=False).eval()
+    model.set_attn_implementation("eager")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 7, dtype=torch.long))
+    assert frozen_text.flop(config, [7]) == counter.get_total_flops()
+    minilm = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
+    assert frozen_text.flop(minilm, [27]) / 27 == pytest.approx(21.5e6, rel=0.01)
