@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from affinage.errors import AffinageError
@@ -70,11 +71,9 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         for name in part.iterdir():
             with name.open("rb") as file:
                 os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
         shutil.rmtree(part, ignore_errors=True)
-        raise AffinageError(
-            f"cannot write a checkpoint in {folder} ({error.strerror}): free some space, then go on with --resume"
-        ) from error
+        raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then go on with --resume") from error
     final = folder / f"step-{order:09d}"
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)

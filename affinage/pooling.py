@@ -38,7 +38,8 @@ class MeanPool(nn.Module):
             row = attention_mask[:, 0, -1, :]  # (B, T): additive (0 keeps) or boolean (True keeps)
             keep = (row if row.dtype == torch.bool else row == 0).to(hidden.dtype)
             mean = (keep.unsqueeze(1) @ hidden) / keep.sum(1)[:, None, None]
-        return layer_norm(mean.float(), mean.shape[-1:])
+        # the mean of many tokens is small: the usual eps of 1e-5 would weigh, and the saved block has none to speak of
+        return layer_norm(mean.float(), mean.shape[-1:], eps=1e-12)
 
 
 class FirstToken(nn.Module):
@@ -106,7 +107,7 @@ def install(model: Any, pooling: str) -> None:
     parts = _parts(model)
     assert parts is not None, "can_mean() was not asked"
     base, blocks = parts
-    if getattr(model.config, MARK, None):  # one of ours: take its constant block off again
+    if getattr(model.config, MARK, None) == "mean":  # one of ours: take its constant block off again
         del blocks[-1]
         model.config.num_hidden_layers -= 1
     if pooling == "mean":

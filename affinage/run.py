@@ -177,7 +177,7 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
         "penalty": head.penalty,
         "gradient_norm": head.gradient_norm,
         "iterations": head.iterations,
-        "cross_validated": inputs.task.score(head.held_out, targets),
+        "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
         "trained_parameters": int(linear.weight.numel() + linear.bias.numel()),
     }
     story.outcomes.append(Outcome(stage.name, clock.cost(), validation, details))

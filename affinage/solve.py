@@ -27,7 +27,8 @@ class Head:
     penalty: float
     gradient_norm: float  # largest absolute entry of the objective's gradient at the optimum; 0 for a closed form
     iterations: int
-    held_out: np.ndarray  # (N, C) logits for each training row by a head that has not seen it
+    held_out: np.ndarray  # (M, C) logits of training rows, each by a head that has not seen it
+    held_rows: np.ndarray  # (M,) which rows: all N of them, or one fold's where N is large
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         return features @ self.weight.T + self.bias
@@ -117,7 +118,8 @@ def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: 
     """The penalty with the lowest held-out log loss over a warm-started path from strong to weak, then the fit on all rows."""
     fold = folds(y, 5, seed)
     held = np.zeros((len(PENALTIES), len(y), classes))
-    for k in range(5 if len(y) <= 20_000 else 1):  # one fold is plenty where each holds thousands of rows
+    tried = 5 if len(y) <= 20_000 else 1  # one fold is plenty where each holds thousands of rows
+    for k in range(tried):
         train, test = fold != k, fold == k
         w = row_weights(y[train], classes, balanced)
         table: np.ndarray | None = None
@@ -129,14 +131,13 @@ def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: 
             if loss > worst * 1.25 and len(y) > 20_000:
                 break
             worst = min(worst, loss)
-    seen = np.abs(held[0]).sum(1) > 0
-    rows = np.flatnonzero(seen)
+    rows = np.flatnonzero(fold < tried)
     losses = [-log_softmax(h[rows])[np.arange(len(rows)), y[rows]].mean() for h in held]
     best = int(np.argmin(losses))
     table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best])
     weight = table[:, :-1] / sd
     bias = table[:, -1] - weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), "logistic", PENALTIES[best], gradient, iterations, held[best])
+    return Head(weight.astype(np.float32), bias.astype(np.float32), "logistic", PENALTIES[best], gradient, iterations, held[best][rows], rows)
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool) -> Head:
@@ -167,4 +168,4 @@ def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.
     bias = centre_y * scale - weight @ centre_x
     weight = weight / sd
     bias = bias - weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), "ridge", float(alpha), 0.0, 0, held)
+    return Head(weight.astype(np.float32), bias.astype(np.float32), "ridge", float(alpha), 0.0, 0, held, np.arange(len(y)))

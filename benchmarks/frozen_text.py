@@ -2,10 +2,10 @@
 
     python benchmarks/frozen_text.py [--rows 600] [--rounds 3]
 
-The same MiniLM, the same SST-2 sentences, one thread; the two sides take turns, each in a process of its own. Counted: CPU seconds
-of tokenising and learning, after the model is loaded and before the test. Measured too: how far that is from the floor that matrix
-products set, the work of one forward pass over the tokens without padding at the best rate that this core reached on a
-2048x384x1536 product, in bf16 or in fp32.
+The same MiniLM, the same SST-2 sentences, one thread; the two sides take turns, each in a process of its own. Counted: CPU
+seconds of tokenising and learning, after the model is loaded and before the test. Measured too: how far that is from the floor
+that matrix products set, the work of one forward pass over the tokens without padding at the best rate that this core reached
+on a 2048x384x1536 product, in bf16 or in fp32.
 """
 
 from __future__ import annotations

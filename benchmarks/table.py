@@ -140,7 +140,8 @@ def measured(lines: Sequence[Line]) -> str:
     torch, transformers = (all_of(lambda line, n=name: line["versions"][n]) for name in ("torch", "transformers"))
     return (
         f"{len(lines)} runs; models {all_of(lambda line: line['model'])}; torch {torch}; transformers {transformers}; "
-        f"threads {all_of(lambda line: line['threads'])}; precision {all_of(lambda line: line['precision'])}; cpu {all_of(lambda line: line['cpu'])}; "
+        f"threads {all_of(lambda line: line['threads'])}; "
+        f"precision {all_of(lambda line: line['precision'])}; cpu {all_of(lambda line: line['cpu'])}; "
         f"commit {all_of(lambda line: line['commit'])} (+: with local changes)."
     )
 

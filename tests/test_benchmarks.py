@@ -1,4 +1,4 @@
-"""The machinery of the benchmarks: the table says what the file says and no more, a stopped run goes on, work is counted right."""
+"""The machinery of the benchmarks: the table says what the file says and no more, a stopped run goes on."""
 
 from __future__ import annotations
 

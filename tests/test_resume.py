@@ -27,8 +27,8 @@ TRIES = 8  # a moment can be missed on a busy machine
 # reads: it answers with the process id, and with the exit status once the command has ended.
 STARTER = """
 import json, os, sys
-import affinage.run, affinage.cli, peft, transformers
-from affinage.report import card, page
+import affinage.run, affinage.cli, pandas, peft, pyarrow.parquet
+from transformers import BertForSequenceClassification, BertTokenizerFast, ConvNextImageProcessorPil, ResNetForImageClassification
 for line in sys.stdin:
     job = json.loads(line)
     pid = os.fork()

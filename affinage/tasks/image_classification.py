@@ -51,15 +51,16 @@ def opened(picture: Any) -> Image:
     Raises:
         AffinageError: too many pixels, or not a readable picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
+    name = "encoded bytes" if isinstance(picture, bytes) else picture
     try:
         if isinstance(picture, np.ndarray):
             image = Image.fromarray(picture)
         elif isinstance(picture, bytes):
             image = Image.open(io.BytesIO(picture))
         elif isinstance(picture, (str, Path)):
-            image = Image.open(picture)
+            image = Image.open(io.BytesIO(Path(picture).read_bytes()))  # no file is left open, whatever happens below
         else:
             image = picture
         if image.width * image.height > MOST_PIXELS:
@@ -67,8 +68,11 @@ def opened(picture: Any) -> Image:
                 f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first"
             )
         return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        name = "encoded bytes" if isinstance(picture, bytes) else picture
+    except AffinageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, before ours is asked
+        raise AffinageError(f"{name} has too many pixels: at most {MOST_PIXELS // 10**6} million; shrink it first") from error
+    except Exception as error:  # a decoder may raise anything on a broken file
         raise AffinageError(f"cannot read the picture {name} ({error}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
 
 

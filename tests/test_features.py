@@ -1,0 +1,104 @@
+"""Features: one pass in any order gives the rows in theirs, and features through the last layer give the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from affinage import features, pooling
+from affinage.net import Net
+from affinage.tasks.image_classification import ImageRows
+from affinage.tasks.text_classification import TokenRows
+
+from .zoo import FAMILIES
+
+
+def texts(count: int = 40, pad: int = 0, left: bool = False) -> TokenRows:
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(1, 30, count)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return TokenRows(draw.integers(5, 90, starts[-1]).astype(np.int32), starts, pad, left)
+
+
+def pictures(count: int = 70, side: int = 32) -> ImageRows:
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (count, 3, side, side)).astype(np.uint8)
+    return ImageRows(pixels, np.full(3, 1 / 128, np.float32), np.full(3, -1, np.float32))
+
+
+def one_by_one(model: nn.Module, rows: Any) -> np.ndarray:
+    with torch.no_grad():
+        return np.concatenate([model(**rows.batch(np.array([i]))).logits.numpy() for i in range(len(rows))])
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "vit", "resnet", "convnext"])
+def test_features_give_the_logits(name: str) -> None:
+    model, batch = FAMILIES[name].make()
+    net = Net.of(model, batch)
+    rows: Any = texts() if "input_ids" in batch else pictures()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    model.train()
+    found, logits = features.passed(model, rows, "fp32", net.head_linear)
+    assert found is not None and net.head_linear is not None
+    assert found.shape == (len(rows), net.head_linear.in_features) and found.dtype == logits.dtype == np.float32
+    with torch.no_grad():
+        through = net.head_linear(torch.from_numpy(found)).numpy()
+    assert np.abs(through - logits).max() < 1e-5  # GPT-2: of the last token that is no padding
+    assert np.abs(one_by_one(model.eval(), rows) - logits).max() < 1e-5
+    assert all(tensor.equal(before[n]) for n, tensor in model.state_dict().items())  # batch-norm statistics too
+    assert not net.head_linear._forward_pre_hooks
+
+
+def test_gpt2_features_are_those_of_the_last_token() -> None:
+    model, batch = FAMILIES["gpt2"].make()
+    rows = texts()
+    found, _ = features.passed(model, rows, "fp32", Net.of(model, batch).head_linear)
+    assert found is not None
+    for i in range(10):
+        with torch.no_grad():
+            hidden = model.transformer(**rows.batch(np.array([i]))).last_hidden_state
+        assert np.abs(hidden[0, -1].numpy() - found[i]).max() < 1e-5
+
+
+def test_mean_pooling_and_left_padding() -> None:
+    model, batch = FAMILIES["bert"].make()
+    pooling.install(model, "mean")
+    net = Net.of(model, batch)
+    found, logits = features.passed(model, texts(), "fp32", net.head_linear)
+    assert found is not None and np.abs(one_by_one(model, texts()) - logits).max() < 1e-5
+    assert np.abs(found.mean(1)).max() < 1e-5 and np.abs(found.std(1) - 1).max() < 1e-2  # layer-normed
+    left = texts(left=True).batch(np.arange(5))
+    lengths = texts().lengths[:5]
+    assert left["attention_mask"].sum(1).tolist() == lengths.tolist() and left["attention_mask"][:, -1].all()
+
+
+def test_bf16_is_near_fp32() -> None:
+    model, batch = FAMILIES["bert"].make()
+    linear = Net.of(model, batch).head_linear
+    one, other = (features.passed(model, texts(), precision, linear) for precision in ("fp32", "bf16"))
+    assert one[0] is not None and other[0] is not None
+    near = np.abs(one[0] - other[0]).max()
+    assert 0 < near < 0.05 * np.abs(one[0]).max() and other[1].dtype == np.float32
+
+
+def test_without_a_layer_there_are_logits_only() -> None:
+    model, _ = FAMILIES["bert"].make()
+    found, logits = features.passed(model, texts(3), "fp32")
+    assert found is None and logits.shape == (3, 3)
+
+
+def test_progress_counts_every_row() -> None:
+    model, _ = FAMILIES["bert"].make()
+    seen: list[int] = []
+    features.passed(model, texts(), "fp32", progress=seen.append)
+    assert sum(seen) == 40
+
+
+def test_no_rows_are_refused() -> None:
+    model, _ = FAMILIES["bert"].make()
+    with pytest.raises(ValueError, match="no rows"):
+        features.passed(model, texts(0), "fp32")

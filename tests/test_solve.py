@@ -1,0 +1,176 @@
+"""The solved head: scikit-learn's optimum, a zero gradient, exact leave-one-out, and standardisation that leaves no trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from affinage.solve import PENALTIES, folds, log_softmax, logistic, objective, row_weights, solve, standardise
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """300 rows of 64 pixels, of which some are always 0, and 10 classes."""
+    x, y = load_digits(return_X_y=True)
+    return x[:300].astype(np.float32), y[:300]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 0.1, 0.01])
+def test_logistic_is_scikit_learns(penalty: float, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """The same objective, sum of losses * C + |W|^2 / 2 with C = 1 / (N penalty); weights of several classes sum to 0 in both."""
+    x, y = digits
+    mean, sd = standardise(x.astype(np.float64))
+    z = (x - mean) / sd
+    ours, gradient, iterations = logistic(z, y, row_weights(y, 10, False), 10, penalty)
+    theirs = LogisticRegression(C=1 / (len(y) * penalty), tol=1e-8, max_iter=10_000).fit(z, y)
+    assert np.abs(ours[:, :-1] - theirs.coef_).max() < 1e-3
+    bias = ours[:, -1] - ours[:, -1].mean()  # the common part of the biases is free
+    assert np.abs(bias - (theirs.intercept_ - theirs.intercept_.mean())).max() < 1e-3
+    assert gradient < 1e-5 and iterations > 3
+
+
+def test_balanced_is_scikit_learns(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = digits
+    rows = np.flatnonzero((y < 3) & ~((y == 1) & (np.arange(len(y)) % 4 > 0)))
+    z, y = (x[rows] - x[rows].mean(0)) / 4, y[rows]
+    w = row_weights(y, 3, balanced=True)
+    assert np.allclose([w[y == c].sum() for c in range(3)], 1 / 3)
+    ours, _, _ = logistic(z, y, w, 3, 0.1)
+    theirs = LogisticRegression(C=1 / (len(y) * 0.1), class_weight="balanced", tol=1e-8, max_iter=10_000).fit(z, y)
+    assert np.abs(ours[:, :-1] - theirs.coef_).max() < 1e-3
+
+
+def test_gradient_by_finite_differences() -> None:
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(20, 5)), draw.integers(0, 3, 20)
+    w = row_weights(y, 3, balanced=True)
+    at = draw.normal(size=3 * 6)
+    _, gradient = objective(at, x, y, w, 0.3)
+    step = 1e-6
+    for i in range(len(at)):
+        there, back = at.copy(), at.copy()
+        there[i] += step
+        back[i] -= step
+        slope = (objective(there, x, y, w, 0.3)[0] - objective(back, x, y, w, 0.3)[0]) / (2 * step)
+        assert abs(slope - gradient[i]) < 1e-8
+
+
+def test_no_direction_leads_down_from_the_optimum(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """The head that is handed out, standardisation folded in, is the minimum over its own standardised features."""
+    x, y = digits
+    head = solve(x, y, 10)
+    assert head.method == "logistic" and head.penalty in PENALTIES and head.gradient_norm < 1e-5
+    mean, sd = standardise(x.astype(np.float64))
+    z, w = (x - mean) / sd, row_weights(y, 10, False)
+    table = np.concatenate([head.weight * sd, (head.bias + head.weight @ mean)[:, None]], axis=1)
+    here, _ = objective(table.ravel(), z, y, w, head.penalty)
+    draw = np.random.default_rng(0)
+    for _ in range(20):
+        away = draw.normal(size=table.size)
+        for size in (1e-2, 1e-1):
+            assert objective(table.ravel() + size * away / np.linalg.norm(away), z, y, w, head.penalty)[0] > here
+    assert np.allclose(head.logits(x), z @ table[:, :-1].T + table[:, -1], atol=1e-4)  # folded: the same logits on raw features
+
+
+def test_penalty_is_the_best_of_cross_validation(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """By scikit-learn on the same folds: no penalty has a lower held-out log loss, and the one of our held-out logits is theirs.
+
+    The path through the penalties stops each solution early (a gradient of 1e-4): 3 % of the smallest losses.
+    """
+    x, y = digits
+    head = solve(x, y, 10, seed=3)
+    mean, sd = standardise(x.astype(np.float64))
+    z, fold = (x - mean) / sd, folds(y, 5, 3)
+    losses = {}
+    for penalty in PENALTIES:
+        logp = np.empty((len(y), 10))
+        for k in range(5):
+            learner = LogisticRegression(C=1 / ((fold != k).sum() * penalty), tol=1e-5, max_iter=2000)
+            learner.fit(z[fold != k], y[fold != k])
+            logp[fold == k] = learner.predict_log_proba(z[fold == k])
+        losses[penalty] = -logp[np.arange(len(y)), y].mean()
+    ours = -log_softmax(head.held_out)[np.arange(len(y)), y].mean()
+    assert losses[head.penalty] == min(losses.values()) and abs(ours / losses[head.penalty] - 1) < 0.05
+    assert (head.held_rows == np.arange(len(y))).all()
+
+
+def test_held_out_is_worse_than_seen(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = digits
+    noise = np.random.default_rng(0).permutation(y)  # labels that mean nothing: a head that has seen a row knows it, one that has not does not
+    head = solve(np.tile(x, 4) + np.random.default_rng(1).normal(size=(300, 256)).astype(np.float32), noise, 10)
+    assert (head.held_out.argmax(1) == noise).mean() < 0.25
+
+
+def test_many_rows_hold_out_one_fold() -> None:
+    """Above 20,000 rows one fold of five is held out; only its rows have logits by a head that has not seen them."""
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 2, 20_500)
+    x = (y[:, None] * [1.0, -1.0] + draw.normal(size=(20_500, 2))).astype(np.float32)
+    head = solve(x, y, 2)
+    assert head.held_rows.tolist() == np.flatnonzero(folds(y, 5, 0) == 0).tolist()
+    accuracy = (head.held_out.argmax(1) == y[head.held_rows]).mean()
+    assert abs(accuracy - 0.7602) < 0.02  # the best rule's is Phi(sqrt(2) / 2): the means are sqrt(2) apart
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_ridge_leaves_one_out_exactly(balanced: bool, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """Four rows a class: the closed form equals N refits by scikit-learn, each without one row."""
+    x, y = digits
+    rows = np.concatenate([np.flatnonzero(y == c)[: 4 - (c == 2)] for c in range(4)])
+    x, y = x[rows], y[rows]
+    head = solve(x, y, 4, balanced=balanced)
+    assert head.method == "ridge" and head.gradient_norm == 0
+    mean, sd = standardise(x.astype(np.float64))
+    z, w, onehot = (x - mean) / sd, row_weights(y, 4, balanced) * len(y), np.eye(4)[y]
+    scale = None
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        refit = Ridge(alpha=head.penalty).fit(z[rest], onehot[rest], sample_weight=w[rest])
+        left_out = refit.predict(z[i : i + 1])[0]
+        scale = scale or float(np.round(np.median(head.held_out[i] / left_out)))
+        assert np.allclose(head.held_out[i], scale * left_out, atol=1e-6)
+    full = Ridge(alpha=head.penalty).fit(z, onehot, sample_weight=w)
+    assert np.allclose(head.logits(x), scale * full.predict(z), atol=1e-4)  # and standardisation is folded here as well
+
+
+def test_one_row_a_class() -> None:
+    x = np.eye(3, 8, dtype=np.float32) * 5
+    head = solve(x, np.arange(3), 3)
+    assert (head.logits(x).argmax(1) == np.arange(3)).all() and np.isfinite(head.weight).all()
+
+
+def test_constant_features_stay_out() -> None:
+    draw = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = np.stack([np.full(60, 7.0), y + draw.normal(0, 0.3, 60), np.full(60, 0.0)], axis=1).astype(np.float32)
+    head = solve(x, y, 2)
+    assert np.abs(head.weight[:, [0, 2]]).max() < 1e-6
+    assert (head.logits(x).argmax(1) == y).mean() > 0.9
+    nothing = solve(np.zeros((20, 4), np.float32), np.arange(20) % 2, 2)
+    assert np.abs(nothing.logits(np.zeros((1, 4), np.float32))).max() < 1e-4  # no feature tells anything: even odds
+
+
+def test_a_class_without_rows_is_never_predicted() -> None:
+    """A source may declare classes that train does not have."""
+    draw = np.random.default_rng(0)
+    y = np.arange(90) % 3 * 2  # classes 0, 2, 4 of 5
+    x = (np.eye(5)[y] @ draw.normal(size=(5, 6)) * 2 + draw.normal(size=(90, 6))).astype(np.float32)
+    for balanced in (False, True):
+        head = solve(x, y, 5, balanced=balanced)
+        assert np.isfinite(head.weight).all() and set(head.logits(x).argmax(1)) == {0, 2, 4}
+
+
+def test_folds_hold_every_class_evenly() -> None:
+    y = np.repeat([0, 1, 2], [50, 23, 7])
+    fold = folds(y, 5, seed=1)
+    for c in range(3):
+        counts = np.bincount(fold[y == c], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    assert (fold == folds(y, 5, seed=1)).all() and (fold != folds(y, 5, seed=2)).any()
+
+
+def test_repeats_itself(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    one, other = (solve(*digits, 10, seed=5) for _ in range(2))
+    assert one.weight.tobytes() == other.weight.tobytes() and one.held_out.tobytes() == other.held_out.tobytes()
