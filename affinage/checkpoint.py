@@ -73,7 +73,7 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
         shutil.rmtree(part, ignore_errors=True)
-        raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then go on with --resume") from error
+        raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then --resume") from error
     final = folder / f"step-{order:09d}"
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)

@@ -137,7 +137,8 @@ def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: 
     table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best])
     weight = table[:, :-1] / sd
     bias = table[:, -1] - weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), "logistic", PENALTIES[best], gradient, iterations, held[best][rows], rows)
+    weight, bias = weight.astype(np.float32), bias.astype(np.float32)
+    return Head(weight, bias, "logistic", PENALTIES[best], gradient, iterations, held[best][rows], rows)
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool) -> Head:

@@ -194,6 +194,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from affinage import facts
 
     rounds: list[dict[str, Any]] = []
+    commit = facts.commit()
     for number in range(1, told.rounds + 1):
         both = {side: taken(side, told) for side in SIDES}
         both["ratio"] = both["trainer"]["cpu_seconds"] / both["affinage"]["cpu_seconds"]
@@ -214,7 +215,8 @@ def main(words: Sequence[str] | None = None) -> int:
         "median_of_floor": {k: statistics.median(r["affinage"]["of_floor"][k] for r in rounds) for k in ("pass", "all")},
         "rounds": rounds,
         "versions": {**facts.versions(), "accelerate": version("accelerate")},
-        "commit": facts.commit(),
+        "commit": commit,
+        "commit_at_end": facts.commit(),  # each process imports the checkout as it then is
         "cpu": facts.hardware("fp32")["cpu"],
         "load_average": os.getloadavg(),
     }

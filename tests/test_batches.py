@@ -25,7 +25,10 @@ def test_sizes(lengths: np.ndarray) -> None:
     assert sorted(map(len, shuffled(lengths, 16, 0, 0))) == [11, *[16] * 62]
     for batch in by_tokens(lengths, 512, most=10):
         assert len(batch) * lengths[batch].max() <= 512 and len(batch) <= 10
-    assert [len(batch) for batch in by_tokens(np.array([900, 4]), 512)] == [1, 128 // 128]  # a row longer than the budget goes alone
+    assert [len(batch) for batch in by_tokens(np.array([900, 4]), 512)] == [
+        1,
+        128 // 128,
+    ]  # a row longer than the budget goes alone
 
 
 def test_longest_first(lengths: np.ndarray) -> None:

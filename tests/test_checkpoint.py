@@ -29,7 +29,11 @@ def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     for name, tensor in one.items():
         assert other[name].dtype == tensor.dtype and other[name].shape == tensor.shape
-        assert other[name].contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8)) if tensor.dim() else other[name].equal(tensor)
+        assert (
+            other[name].contiguous().view(torch.uint8).equal(tensor.contiguous().view(torch.uint8))
+            if tensor.dim()
+            else other[name].equal(tensor)
+        )
 
 
 def test_round_trip_is_bitwise(tmp_path: Path) -> None:
@@ -93,7 +97,14 @@ def test_damage_is_seen_and_the_one_before_is_used(name: str, damage, tmp_path: 
 
 def test_random_generators_go_on(tmp_path: Path) -> None:
     def draws() -> list[float]:
-        return [torch.rand(1).item(), np.random.rand(), np.random.randn(), random.random(), random.gauss(0, 1), torch.randn(1).item()]
+        return [
+            torch.rand(1).item(),
+            np.random.rand(),
+            np.random.randn(),
+            random.random(),
+            random.gauss(0, 1),
+            torch.randn(1).item(),
+        ]
 
     torch.manual_seed(1)
     np.random.seed(1)

@@ -156,7 +156,12 @@ def test_minilm(minilm: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = T.AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=4, attn_implementation="eager").eval()
     tokenizer = T.AutoTokenizer.from_pretrained(minilm)
-    texts = ["ok", "a great film", "the plot is thin, the acting worse, but what a view " * 4, "colourless green ideas sleep furiously"]
+    texts = [
+        "ok",
+        "a great film",
+        "the plot is thin, the acting worse, but what a view " * 4,
+        "colourless green ideas sleep furiously",
+    ]
     inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     inputs.pop("token_type_ids", None)
     with torch.no_grad():

@@ -98,7 +98,9 @@ def test_penalty_is_the_best_of_cross_validation(digits: tuple[np.ndarray, np.nd
 
 def test_held_out_is_worse_than_seen(digits: tuple[np.ndarray, np.ndarray]) -> None:
     x, y = digits
-    noise = np.random.default_rng(0).permutation(y)  # labels that mean nothing: a head that has seen a row knows it, one that has not does not
+    noise = np.random.default_rng(0).permutation(
+        y
+    )  # labels that mean nothing: a head that has seen a row knows it, one that has not does not
     head = solve(np.tile(x, 4) + np.random.default_rng(1).normal(size=(300, 256)).astype(np.float32), noise, 10)
     assert (head.held_out.argmax(1) == noise).mean() < 0.25
 

@@ -18,7 +18,28 @@ KINDS = {
     "fruit": "apple pear plum cherry melon",
     "tool": "hammer saw chisel drill plane",
 }
-OTHERS = "the a of and with under near big small old new red green very on table market house garden river".split()
+OTHERS = [
+    "the",
+    "a",
+    "of",
+    "and",
+    "with",
+    "under",
+    "near",
+    "big",
+    "small",
+    "old",
+    "new",
+    "red",
+    "green",
+    "very",
+    "on",
+    "table",
+    "market",
+    "house",
+    "garden",
+    "river",
+]
 WORDS = [*" ".join(KINDS.values()).split(), *OTHERS]
 
 

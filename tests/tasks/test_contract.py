@@ -45,7 +45,9 @@ def test_from_inputs_to_scores(task: Task, tmp_path: Path) -> None:
     targets = torch.tensor([0, 1, 2, 0, 1, 2, 0])
     loss = task.loss(logits, targets, weights=None, smoothing=0.0)
     loss.backward()
-    assert loss.dim() == 0 and all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad and p.grad is not None)
+    assert loss.dim() == 0 and all(
+        p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad and p.grad is not None
+    )
     scores = task.score(logits.detach().numpy(), targets.numpy())
     assert scores["n"] == 7 and 0 <= scores[task.metric] <= 1
     assert abs(scores["log_loss"] - loss.item()) < 1e-5

@@ -55,7 +55,9 @@ def test_pixels_are_the_processors(name: str) -> None:
 def test_a_processor_that_does_more_is_asked_itself() -> None:
     """Scaling that is not affine in the resized pixels: what the processor says is kept as it is, in float."""
 
-    def processor(pictures: Any, do_rescale: bool = True, do_normalize: bool = True, return_tensors: str = "np") -> dict[str, Any]:
+    def processor(
+        pictures: Any, do_rescale: bool = True, do_normalize: bool = True, return_tensors: str = "np"
+    ) -> dict[str, Any]:
         several = pictures if isinstance(pictures, list) else [pictures]
         pixels = np.stack([np.asarray(p.resize((8, 8))).transpose(2, 0, 1) for p in several])
         return {"pixel_values": np.sqrt(pixels) if do_rescale else pixels}

@@ -53,7 +53,12 @@ def test_what_the_model_cannot_read_is_cut(wish: int | None, expected: int, fold
 def test_roberta_positions_begin_after_the_padding(folder: Path) -> None:
     tokenizer = T.AutoTokenizer.from_pretrained(folder, model_max_length=10**9)
     config = T.RobertaConfig(
-        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=34
+        vocab_size=99,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
     )
     model = T.RobertaForSequenceClassification(config)
     rows = task.encode(TEXTS, tokenizer, model)

@@ -1,0 +1,228 @@
+"""The loop: the schedule by its formula, frozen to the bit, the best epoch handed on, and a state that can be put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from affinage import rates
+from affinage.errors import AffinageError
+from affinage.fit import Fitting, interval, share
+from affinage.net import Net
+from affinage.record import Records, read
+from affinage.tasks.image_classification import ImageRows
+from affinage.tasks.image_classification import task as images
+from affinage.tasks.text_classification import TokenRows
+from affinage.tasks.text_classification import task as texts
+from affinage.types import Stage
+
+from .zoo import FAMILIES
+
+STAGE = Stage("body", "fit", (("*", 1e-3),), epochs=2, batch=8)
+
+
+def fitting(name: str, stage: Stage, rows: int = 24, seed: int = 0, **options: Any) -> Fitting:
+    """A stage on random rows for a small random network; targets that can be learnt from the first token or channel."""
+    model, batch = FAMILIES[name].make()
+    draw = np.random.default_rng(0)
+    targets = np.arange(rows) % 3
+    if "input_ids" in batch:
+        lengths = draw.integers(3, 12, rows)
+        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        values = draw.integers(20, 90, starts[-1]).astype(np.int32)
+        values[starts[:-1]] = targets + 10
+        data: Any = TokenRows(values, starts, 0)
+    else:
+        model.to(memory_format=torch.channels_last)
+        pixels = draw.integers(0, 100, (rows, 3, 32, 32)).astype(np.uint8)
+        pixels[np.arange(rows), targets] += 100
+        data = ImageRows(pixels, np.full(3, 1 / 64, np.float32), np.full(3, -1, np.float32))
+    task = texts if "input_ids" in batch else images
+    torch.manual_seed(seed)
+    return Fitting(Net.of(model, batch), stage, task, data, targets, seed=seed, precision="fp32", weights=None, **options)
+
+
+def run(made: Fitting, path: Path, scores: Callable[[], list[float] | None] = lambda: None) -> list[str]:
+    """Train to the end; what happened, in order: steps by their rows, and saves."""
+    seen: list[str] = []
+    records = Records(path)
+    made.run(scores, records, lambda: seen.append("save"), lambda rows, words: seen.append(str(rows)))
+    records.close()
+    return seen
+
+
+def tensors(made: Fitting) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in made.net.model.state_dict().items()}
+
+
+# ----------------------------------------------------------------------------------------------------------- schedule
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_share_by_its_formula(schedule: Any, warmup: float) -> None:
+    steps = 40
+    warm = round(warmup * steps)
+    stage = replace(STAGE, schedule=schedule, warmup=warmup)
+    found = [share(stage, step, steps) for step in range(steps)]
+    for step, value in enumerate(found):
+        left = (step - warm) / (steps - warm)
+        after = {"cosine": math.cos(math.pi * left / 2) ** 2, "linear": 1 - left, "constant": 1.0}[schedule]
+        assert value == pytest.approx((step + 1) / (warm + 1) if step < warm else after, abs=1e-12)
+    assert max(found) == found[warm] == 1.0 and min(found) > 0
+    assert found[:warm] == sorted(found[:warm]) and found[warm:] == sorted(found[warm:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_share_of_few_steps(steps: int) -> None:
+    """One step with warm-up takes half the rate, and no step takes none."""
+    assert all(0 < share(STAGE, step, steps) <= 1 for step in range(steps))
+
+
+def test_rates_follow_the_schedule() -> None:
+    made = fitting("bert", replace(STAGE, rates=(("head", 1e-2), ("blocks.-1", 1e-3), ("*", None)), warmup=0.5))
+    for step in range(made.steps):
+        made.step(np.arange(8))
+        now = share(made.stage, step, made.steps)
+        assert {group["lr"] for group in made.optimizer.param_groups} == {1e-2 * now, 1e-3 * now}
+
+
+# ------------------------------------------------------------------------------------------------------------- frozen
+@pytest.mark.parametrize("top", [("head",), ("head", "blocks.-1")], ids=["head", "top-1"])
+@pytest.mark.parametrize("name", ["resnet", "mobilenet_v2", "bert", "roberta", "gpt2", "convnext"])
+def test_frozen_to_the_bit(name: str, top: tuple[str, ...], tmp_path: Path) -> None:
+    """Parameters and batch-norm statistics outside the rows that learn; inside, everything moves."""
+    stage = replace(STAGE, rates=(*((address, 1e-3) for address in top), ("*", None)), weight_decay=0.1)
+    made = fitting(name, stage)
+    before = tensors(made)
+    learned = set(made.learned())
+    run(made, tmp_path / "records.jsonl")
+    after = tensors(made)
+    assert learned and all(made.net.parameters.get(n, top[-1]) in {"head", f"blocks.{len(made.net.blocks) - 1}"} for n in learned)
+    for n in before:
+        unused = n in made.trained and made.trained[n].grad is None
+        shifted_away = n.endswith("key.bias")  # attention does not see it: softmax takes off what all keys share
+        if n not in learned:
+            assert after[n].equal(before[n]), n
+        elif not unused and not shifted_away:
+            assert not after[n].equal(before[n]), n
+    if name == "resnet" and "blocks.-1" in top:
+        assert any("running_mean" in n for n in learned) and any("running_mean" in n for n in before.keys() - learned)
+
+
+# ------------------------------------------------------------------------------------------------------------- the loop
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_it_learns(name: str, tmp_path: Path) -> None:
+    made = fitting(name, replace(STAGE, epochs=8))
+    seen = run(made, tmp_path / "records.jsonl")
+    losses = [r.value for r in read(tmp_path / "records.jsonl") if r.name == "loss"]
+    assert len(losses) == 8 and losses[-1] < 0.5 * losses[0]
+    assert seen == (["8"] * 3 + ["save"]) * 8  # every row once an epoch, a checkpoint at its end
+    assert made.progress.step == made.steps == 24 and made.progress.seconds > 0
+
+
+def test_checkpoints_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert interval() == 60.0
+    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "0")
+    seen = run(fitting("bert", replace(STAGE, epochs=1)), tmp_path / "records.jsonl")
+    assert seen == ["8", "save"] * 3 + ["save"]
+    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "soon")
+    with pytest.raises(AffinageError, match="AFFINAGE_CHECKPOINT_SECONDS is 'soon': expected seconds"):
+        interval()
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_the_best_epoch_is_handed_on(average: float, tmp_path: Path) -> None:
+    """The scores are dictated: the second epoch is the best, three worse ones end it."""
+    made = fitting("bert", replace(STAGE, epochs=9, patience=3, average=average))
+    dictated = iter([[0.5, -1.0], [0.6, -0.9], [0.6, -0.95], [0.1, -0.1], [0.59, -0.5]])
+    held: list[dict[str, torch.Tensor]] = []
+
+    def scores() -> list[float]:
+        held.append(tensors(made))
+        return next(dictated)
+
+    run(made, tmp_path / "records.jsonl", scores)
+    assert made.progress.epoch == 5 and made.progress.best_epoch == 2 and made.progress.done
+    assert all(tensor.equal(held[1][name]) for name, tensor in tensors(made).items())  # what was scored is what goes on
+    assert not all(tensor.equal(held[4][name]) for name, tensor in tensors(made).items())
+
+
+def test_without_validation_the_last_epoch_is_handed_on(tmp_path: Path) -> None:
+    made = fitting("bert", replace(STAGE, epochs=3, patience=1))
+    run(made, tmp_path / "records.jsonl")
+    assert made.progress.epoch == made.progress.best_epoch == 3
+
+
+def test_the_average_by_hand() -> None:
+    """Uniform over the first steps, then exponential with a window of `average` * steps; statistics of batch norm alike."""
+    made = fitting("resnet", replace(STAGE, epochs=4, average=0.25))
+    assert made.steps == 12
+    expected = {n: t.clone().double() for n, t in made.average.items()}
+    for step in range(1, 9):
+        made.step(np.arange(8) + step)
+        weight = max(1 / step, 1 / 3)
+        for n, tensor in made.learned().items():
+            if n in expected:
+                expected[n] += (tensor.double() - expected[n]) * weight
+    assert any("running_var" in n for n in expected)
+    candidate = made.candidate()
+    for n, tensor in expected.items():
+        assert torch.allclose(candidate[n].double(), tensor, atol=1e-6), n
+    assert candidate.keys() == made.learned().keys()
+
+
+def test_a_loss_that_is_not_finite_stops() -> None:
+    made = fitting("bert", replace(STAGE, rates=(("*", 1e30),), warmup=0.0))
+    with pytest.raises(
+        AffinageError, match=r"the loss is (nan|inf) in stage body, epoch 1, step \d.* lower --learning-rate"
+    ) as error:
+        for _ in range(10):
+            made.step(np.arange(8))
+    assert "\n" not in str(error.value)
+
+
+def test_a_stage_that_trains_nothing_is_refused() -> None:
+    with pytest.raises(AffinageError, match="stage body trains nothing"):
+        fitting("bert", replace(STAGE, rates=(("*", None),)))
+
+
+# -------------------------------------------------------------------------------------------------------------- restore
+@pytest.mark.parametrize("average", [0.0, 0.5])
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_restore_is_the_inverse_of_state(name: str, average: float) -> None:
+    """A new stage from the state of another goes on as that one, bit by bit: moments, averages and memory layout included.
+
+    The tensors come back as from a file: in another order, each contiguous.
+    """
+    stage = replace(STAGE, rates=(("head", 1e-2), ("blocks.-1", 1e-3), ("*", None)), average=average, augment="light")
+    one, other = fitting(name, stage), fitting(name, stage)
+    for made in (one, other):
+        rates.train_mode(made.net, made.table)
+    for step in range(2):
+        one.step(np.arange(8) + step)
+    held, state = one.state()
+    held = {n: held[n].detach().contiguous().clone() for n in sorted(held, reverse=True)}
+    generator = torch.get_rng_state()
+    other.restore(held, state)
+    again, state_again = other.state()
+    assert state_again == state and again.keys() == held.keys()
+    assert all(tensor.equal(held[n]) for n, tensor in again.items())
+    for made in (one, other):
+        torch.set_rng_state(generator)
+        for step in range(3):
+            made.step(np.arange(8) + step)
+    assert all(t.equal(u) for t, u in zip(tensors(one).values(), tensors(other).values(), strict=True))
+    assert all(one.average[n].equal(t) for n, t in other.average.items()) and bool(one.average) == bool(average)
+
+
+def test_another_plans_checkpoint_is_refused() -> None:
+    held, state = fitting("bert", STAGE).state()
+    for other in (replace(STAGE, epochs=3), replace(STAGE, rates=(("head", 1e-3), ("*", None)))):
+        with pytest.raises(AffinageError, match="the checkpoint is of another plan"):
+            fitting("bert", other).restore(held, state)
