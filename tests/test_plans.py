@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from affinage import plans, rates
@@ -69,7 +71,7 @@ def test_gradual_thaws_from_the_top(epochs: int, known: tuple[Net, str]) -> None
     fits = plan.stages[1:]
     assert sum(stage.epochs for stage in fits) == epochs and all(stage.epochs for stage in fits)
     seen = [learns(network, stage) for stage in fits]
-    assert all(a < b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(seen))
     assert "blocks.0" in seen[-1] and "stem" not in seen[-1]
 
 

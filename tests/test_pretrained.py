@@ -90,7 +90,7 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     with_broken_config: "",
     with_unknown_architecture: "",
     with_code: "",
-    without_tokenizer: "",
+    without_tokenizer: "has no tokenizer",
 }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affinage.errors import AffinageError
 from affinage.measure.classification import scores
 from affinage.types import Batch
 
@@ -77,6 +78,10 @@ class TextClassification:
             source,
             self.name,
         )
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where it finds no vocabulary
+            raise AffinageError(
+                f"{source} has no tokenizer, or an empty one: expected tokenizer.json or a vocabulary beside config.json"
+            )
         if tokenizer.pad_token_id is None:  # GPT-2 and others were never padded
             tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
