@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from affinage import pooling
 from affinage.errors import AffinageError
@@ -37,7 +39,7 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
     try:
         native.save_pretrained(part)
         inputs.processor.save_pretrained(part)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
         raise AffinageError(f"cannot write the model in {out} ({error}): free some space, then go on with --resume") from error
     native.to(device())
     clock_test = Clock()
@@ -73,10 +75,15 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         **scores,
     }
     write_json(out / "run.json", header)
+    explain(out)
+    return load(out)
+
+
+def explain(out: Path) -> None:
+    """The report and the card of a run whose weights and scores are written; then the checkpoints are of no more use."""
     page.write(out)
     card.write(out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    return load(out)
 
 
 def _predictions(name: str, split: Split, logits: np.ndarray, inputs: Inputs) -> Any:
@@ -96,7 +103,7 @@ def _predictions(name: str, split: Split, logits: np.ndarray, inputs: Inputs) ->
             "id": list(split.ids),
             "text": pa.array([str(x) if inputs.task.kind == "text" else None for x in split.inputs], pa.string()),
             "thumbnail": pa.array([_thumbnail(split.inputs[i]) if i in shown else None for i in range(len(split))], pa.binary()),
-            "label": [inputs.classes[t] if t >= 0 else None for t in targets],
+            "label": pa.array([inputs.classes[t] if t >= 0 else None for t in targets], pa.string()),
             "prediction": [inputs.classes[p] for p in predicted],
             "confidence": confidence.astype(np.float64),
             "probabilities": list(probabilities.astype(np.float32)),

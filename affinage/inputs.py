@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,7 +111,12 @@ def _fingerprint(data: Data) -> str:
             if isinstance(thing, Path):
                 content = thing.read_bytes()
             elif isinstance(thing, str):
-                content = thing.encode()
+                try:
+                    content = thing.encode()
+                except UnicodeEncodeError:
+                    raise AffinageError(
+                        f"row {row} of {name} holds half a character (a lone surrogate), which is no text: mend or remove it"
+                    ) from None
             else:
                 content = thing if isinstance(thing, bytes) else np.asarray(thing).tobytes()
             total.update(f"{name}\0{row}\0{target}\0{len(content)}\0".encode())
@@ -123,18 +129,17 @@ def _model(settings: config.Settings, task: Task, classes: Sequence[str]) -> tup
     fresh = settings.plan == "scratch"
     if isinstance(settings.model, tuple):
         model, processor = settings.model
-        folder = Path(getattr(model.config, "name_or_path", "") or ".")
         if fresh:
             raise AffinageError(
                 "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
             )
-        return _fitted(model, classes, folder), processor
+        return _fitted(copy.deepcopy(model), classes), processor  # what was given stays as it is
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
     return task.load(settings.model, classes, fresh=fresh, revision=settings.revision)
 
 
-def _fitted(model: Any, classes: Sequence[str], folder: Path) -> Any:
+def _fitted(model: Any, classes: Sequence[str]) -> Any:
     """The loaded model, with the names of these classes; its head must have as many outputs.
 
     Raises:
@@ -167,6 +172,8 @@ def prepare(settings: config.Settings) -> Inputs:
     net = Net.of(model, sample)
     wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
     plan = plans.make(settings.plan, net, task.kind, len(data.train), wishes, patience=data.validation is not None)
+    if net.head_linear is None and any(stage.how == "solve" for stage in plan.stages):
+        raise AffinageError(f"{type(model).__name__} has no linear layer that gives the logits: use --plan full")
     precision = settings.precision if settings.precision != "auto" else auto_precision()
     return Inputs(settings, task, data, classes, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
 
@@ -183,7 +190,12 @@ def _pool(model: Any, settings: config.Settings) -> str:
         return "native"
     if wish == "auto":
         heads = getattr(model.config, "architectures", None) or []
-        wish = pooling.declared(settings.model) or ("native" if any("Classification" in h for h in heads) else "mean")
+        source = model.config.name_or_path if isinstance(settings.model, tuple) else settings.model
+        wish = (
+            getattr(model.config, pooling.MARK, None)
+            or pooling.declared(source)
+            or ("native" if any("Classification" in h for h in heads) else "mean")
+        )
     if wish != "native":
         pooling.install(model, wish)
     return wish

@@ -77,7 +77,7 @@ def can_mean(model: Any) -> bool:
 def declared(source: Any) -> str | None:
     """The pooling that a checkpoint declares: "mean", "first", or None. Reads a run of ours or a sentence-transformers folder."""
     folder = Path(str(source))
-    if not folder.is_dir():
+    if not source or not folder.is_dir():
         return _declared_on_hub(str(source))
     config = folder / "config.json"
     if config.exists():
@@ -91,7 +91,7 @@ def declared(source: Any) -> str | None:
 def _declared_on_hub(source: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(source, "1_Pooling/config.json") if source.count("/") <= 1 else None
+    found = try_to_load_from_cache(source, "1_Pooling/config.json") if source and source.count("/") <= 1 else None
     return _read(Path(found)) if isinstance(found, str) else None
 
 

@@ -42,8 +42,10 @@ class Records:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.flush()
-        self._file.close()
+        """Write through and close; a second call does nothing."""
+        if not self._file.closed:
+            self.flush()
+            self._file.close()
 
 
 def read(path: Path) -> Iterator[Record]:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from affinage import __version__, checkpoint, config
 from affinage.check import write as write_findings
-from affinage.ending import finish
+from affinage.ending import explain, finish
 from affinage.errors import AffinageError
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
@@ -41,13 +42,19 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     given = {**settings, **{k: v for k, v in (("model", model), ("data", data)) if v is not None}}
     wishes = config.make(given)
     out = Path(wishes.folder())
+    if out.exists() and not out.is_dir():
+        raise AffinageError(f"{out} is a file: --out takes a folder for the run")
     if wishes.resume and (out / "run.json").exists():
         wishes = _remembered(out, wishes)
+    elif wishes.resume and (wishes.model is None or wishes.data is None):
+        raise AffinageError(f"no run at {out} to go on with: expected a folder with run.json; start one with --model and --data")
     if wishes.model is None or wishes.data is None:
         raise AffinageError("fit needs a model and data: for example affinage fit --model M --data D")
     state = json.loads((out / "run.json").read_text(encoding="utf8")) if (out / "run.json").exists() else None
     if state and state["status"] == "finished":
         if wishes.resume:
+            if (out / "checkpoints").exists():  # the mark was its last act
+                explain(out)
             return load(out)
         if not wishes.overwrite:
             raise AffinageError(f"{out} already holds a finished run: choose another --out, or replace it with --overwrite")
@@ -83,7 +90,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     header = {
         "affinage": __version__,
         "status": "running",
-        "created": now(),
+        "created": state["created"] if state else now(),
         **plan_json(inputs),
         "seed": settings.seed,
         "settings": told(settings),
@@ -102,8 +109,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         story.outcomes = [Outcome(o["stage"], Cost(**o["cost"]), o["validation"], o["details"]) for o in saved["outcomes"]]
         story.stage, story.kept, story.order = saved["stage"], saved["kept"], saved["order"]
     story.records = Records(out / "records.jsonl", keep=saved.get("records") if resumed else None)
-    bar = Bar(quiet=settings.quiet)
-    with bar:
+    with Bar(quiet=settings.quiet) as bar, closing(story.records):
         cost = _encode(inputs, bar)
         lora = False
         if not inputs.plan.fresh:
@@ -152,8 +158,7 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     inputs = story.inputs
     clock = Clock()
     linear = inputs.net.head_linear
-    if linear is None:
-        raise AffinageError(f"{type(inputs.model).__name__} has no linear layer that gives the logits: use --plan full")
+    assert linear is not None, "prepare() refuses such a network"
     rows = inputs.rows["train"]
     bar.start(f"stage {stage.name}: features", len(rows))
     features, _ = passed(inputs.model, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
@@ -161,7 +166,12 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     bar.say("solving the head")
     targets = np.asarray(inputs.data.train.targets)
     head: Head = solve(
-        features, targets, len(inputs.classes), balanced=inputs.settings.class_weights == "balanced", seed=inputs.settings.seed
+        features,
+        targets,
+        len(inputs.classes),
+        balanced=inputs.settings.class_weights == "balanced",
+        bias=linear.bias is not None,
+        seed=inputs.settings.seed,
     )
     with torch.no_grad():
         linear.weight.copy_(torch.from_numpy(head.weight))
@@ -178,7 +188,7 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
         "gradient_norm": head.gradient_norm,
         "iterations": head.iterations,
         "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
-        "trained_parameters": int(linear.weight.numel() + linear.bias.numel()),
+        "trained_parameters": sum(p.numel() for p in linear.parameters()),
     }
     story.outcomes.append(Outcome(stage.name, clock.cost(), validation, details))
     story.kept = stage.name
@@ -225,7 +235,7 @@ def _fit(
         if not scores:
             return None
         _record(story.records, stage.name, fitting.progress.step, scores, fitting.progress.seconds)
-        return [scores[inputs.task.metric], -scores["log_loss"]]
+        return _rank(inputs, scores)
 
     bar.start(f"stage {stage.name}: training", len(inputs.rows["train"]) * stage.epochs)
     bar.advance(fitting.progress.epoch * len(inputs.rows["train"]) + fitting.progress.rows, "")
@@ -236,9 +246,7 @@ def _fit(
         "steps": progress.step,
         "trained_parameters": sum(p.numel() for p in fitting.trained.values()),
     }
-    better = (
-        before is None or not before or not progress.best or progress.best >= [before[inputs.task.metric], -before["log_loss"]]
-    )
+    better = before is None or not before or not progress.best or progress.best >= _rank(inputs, before)
     if better:
         story.kept = f"{stage.name}, epoch {progress.best_epoch}"
         story.carried |= {n: t.clone() for n, t in fitting.learned().items()}
@@ -247,6 +255,11 @@ def _fit(
         details["worse_than_before"] = True
     scores = _validate(inputs)
     story.outcomes.append(Outcome(stage.name, Cost(progress.seconds, progress.cpu_seconds), scores, details))
+
+
+def _rank(inputs: Inputs, scores: Mapping[str, Any]) -> list[float]:
+    """What selects, higher is better: the task's metric, then the log loss (none where no label is known to train)."""
+    return [scores[inputs.task.metric], -scores.get("log_loss", 0.0)]
 
 
 def _random(out: Path) -> dict[str, Any]:

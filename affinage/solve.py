@@ -34,9 +34,14 @@ class Head:
         return features @ self.weight.T + self.bias
 
 
-def standardise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, sd), (D,) each; a constant feature gets sd 1, so that it stays at zero."""
+def standardise(features: np.ndarray, centre: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, sd), (D,) each; a constant feature gets sd 1, so that it stays at zero.
+
+    Not `centre`d: mean 0, and the root of the mean square instead of the sd.
+    """
     mean, sd = features.mean(0), features.std(0)
+    if not centre:
+        mean, sd = np.zeros_like(mean), np.sqrt(mean**2 + sd**2)
     return mean, np.where(sd > 1e-6 * max(float(sd.max(initial=0.0)), 1e-12), sd, 1.0)
 
 
@@ -45,15 +50,20 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def objective(flat: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, penalty: float) -> tuple[float, np.ndarray]:
-    """Weighted mean cross entropy + penalty / 2 * |W|^2 (the bias is free), and its gradient; flat holds (C, D + 1)."""
+def objective(
+    flat: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray, penalty: float, bias: bool = True
+) -> tuple[float, np.ndarray]:
+    """Weighted mean cross entropy + penalty / 2 * |W|^2 (the bias is free), and its gradient; flat holds (C, D + 1).
+
+    Without `bias` the last column stays where it is: its gradient is given as 0.
+    """
     table = flat.reshape(-1, x.shape[1] + 1)
     logp = log_softmax(x @ table[:, :-1].T + table[:, -1])
     rows = np.arange(len(y))
     residual = np.exp(logp)
     residual[rows, y] -= 1.0
     residual *= w[:, None]
-    gradient = np.concatenate([residual.T @ x + penalty * table[:, :-1], residual.sum(0)[:, None]], axis=1)
+    gradient = np.concatenate([residual.T @ x + penalty * table[:, :-1], bias * residual.sum(0)[:, None]], axis=1)
     value = -float(w @ logp[rows, y]) + penalty / 2 * float((table[:, :-1] ** 2).sum())
     return value, gradient.ravel()
 
@@ -66,6 +76,7 @@ def logistic(
     penalty: float,
     start: np.ndarray | None = None,
     tolerance: float = 1e-6,
+    bias: bool = True,
 ) -> tuple[np.ndarray, float, int]:
     """(table (C, D + 1), largest gradient entry, iterations) of penalised multinomial logistic regression on (N, D) `x`.
 
@@ -77,7 +88,7 @@ def logistic(
     found = minimize(
         objective,
         begin,
-        args=(x, y, w, penalty),
+        args=(x, y, w, penalty, bias),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 1000, "gtol": tolerance, "ftol": 1e-15, "maxcor": 20},
@@ -104,17 +115,21 @@ def row_weights(y: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
     return weights / weights.sum()
 
 
-def solve(features: np.ndarray, targets: np.ndarray, classes: int, *, balanced: bool = False, seed: int = 0) -> Head:
-    """The best linear head for (N, D) features and (N,) integer targets."""
-    mean, sd = standardise(features.astype(np.float64))
+def solve(
+    features: np.ndarray, targets: np.ndarray, classes: int, *, balanced: bool = False, bias: bool = True, seed: int = 0
+) -> Head:
+    """The best linear head for (N, D) features and (N,) integer targets; without `bias`, the best whose bias is 0 (decoders)."""
+    mean, sd = standardise(features.astype(np.float64), centre=bias)
     x = (features - mean) / sd
     counts = np.bincount(targets, minlength=classes)
     if counts[counts > 0].min() <= TINY:
-        return _ridge(x, targets, classes, mean, sd, balanced)
-    return _logistic(x, targets, classes, mean, sd, balanced, seed)
+        return _ridge(x, targets, classes, mean, sd, balanced, bias)
+    return _logistic(x, targets, classes, mean, sd, balanced, bias, seed)
 
 
-def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool, seed: int) -> Head:
+def _logistic(
+    x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool, bias: bool, seed: int
+) -> Head:
     """The penalty with the lowest held-out log loss over a warm-started path from strong to weak, then the fit on all rows."""
     fold = folds(y, 5, seed)
     held = np.zeros((len(PENALTIES), len(y), classes))
@@ -125,7 +140,7 @@ def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: 
         table: np.ndarray | None = None
         worst = np.inf
         for i, penalty in enumerate(PENALTIES):
-            table, _, _ = logistic(x[train], y[train], w, classes, penalty, table, tolerance=1e-4)
+            table, _, _ = logistic(x[train], y[train], w, classes, penalty, table, tolerance=1e-4, bias=bias)
             held[i, test] = x[test] @ table[:, :-1].T + table[:, -1]
             loss = -log_softmax(held[i, test])[np.arange(test.sum()), y[test]].mean()
             if loss > worst * 1.25 and len(y) > 20_000:
@@ -134,14 +149,14 @@ def _logistic(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: 
     rows = np.flatnonzero(fold < tried)
     losses = [-log_softmax(h[rows])[np.arange(len(rows)), y[rows]].mean() for h in held]
     best = int(np.argmin(losses))
-    table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best])
+    table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best], bias=bias)
     weight = table[:, :-1] / sd
-    bias = table[:, -1] - weight @ mean
-    weight, bias = weight.astype(np.float32), bias.astype(np.float32)
-    return Head(weight, bias, "logistic", PENALTIES[best], gradient, iterations, held[best][rows], rows)
+    offset = table[:, -1] - weight @ mean
+    weight, offset = weight.astype(np.float32), offset.astype(np.float32)
+    return Head(weight, offset, "logistic", PENALTIES[best], gradient, iterations, held[best][rows], rows)
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool) -> Head:
+def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.ndarray, balanced: bool, bias: bool) -> Head:
     """Weighted ridge on one-hot targets; exact leave-one-out residuals e_i / (1 - h_i) from one SVD; scores scaled to be logits.
 
     The scale is the one with the lowest leave-one-out log loss, so that the probabilities mean something.
@@ -150,13 +165,15 @@ def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.
     onehot = np.eye(classes)[y]
     root = np.sqrt(w)[:, None]
     centre_x, centre_y = (w[:, None] * x).sum(0) / w.sum(), (w[:, None] * onehot).sum(0) / w.sum()
+    if not bias:  # even odds at the origin: what is added to all classes alike changes no probability
+        centre_x, centre_y = np.zeros(x.shape[1]), np.full(classes, 1.0 / classes)
     xc, yc = (x - centre_x) * root, (onehot - centre_y) * root
     u, s, vt = np.linalg.svd(xc, full_matrices=False)
     best: tuple[float, float, float, np.ndarray] | None = None
     for alpha in RIDGES:
         shrink = s**2 / (s**2 + alpha)
         fitted = u @ (shrink[:, None] * (u.T @ yc))
-        leverage = (u**2) @ shrink + w / w.sum()
+        leverage = (u**2) @ shrink + bias * w / w.sum()
         residual = (yc - fitted) / root / np.maximum(1.0 - leverage, 1e-9)[:, None]
         left_out = onehot - residual
         for scale in (1.0, 2.0, 4.0, 8.0, 16.0):
@@ -166,7 +183,7 @@ def _ridge(x: np.ndarray, y: np.ndarray, classes: int, mean: np.ndarray, sd: np.
     assert best is not None
     _, alpha, scale, held = best
     weight = (vt.T @ ((s / (s**2 + alpha))[:, None] * (u.T @ yc))).T * scale
-    bias = centre_y * scale - weight @ centre_x
+    offset = (centre_y * scale if bias else np.zeros(classes)) - weight @ centre_x
     weight = weight / sd
-    bias = bias - weight @ mean
-    return Head(weight.astype(np.float32), bias.astype(np.float32), "ridge", float(alpha), 0.0, 0, held, np.arange(len(y)))
+    offset = offset - weight @ mean
+    return Head(weight.astype(np.float32), offset.astype(np.float32), "ridge", float(alpha), 0.0, 0, held, np.arange(len(y)))

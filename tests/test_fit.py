@@ -103,13 +103,14 @@ def test_frozen_to_the_bit(name: str, top: tuple[str, ...], tmp_path: Path) -> N
     learned = set(made.learned())
     run(made, tmp_path / "records.jsonl")
     after = tensors(made)
-    assert learned and all(made.net.parameters.get(n, top[-1]) in {"head", f"blocks.{len(made.net.blocks) - 1}"} for n in learned)
+    assert learned >= made.trained.keys()
+    assert {made.net.parameters[n] for n in made.trained} <= {"head", f"blocks.{len(made.net.blocks) - 1}"}
     for n in before:
-        unused = n in made.trained and made.trained[n].grad is None
-        shifted_away = n.endswith("key.bias")  # attention does not see it: softmax takes off what all keys share
+        gradient = made.trained[n].grad if n in made.trained else torch.ones(1)
+        silent = gradient is None or gradient.abs().max() < 1e-6  # behind units that never fire, or below the eps of Adam
         if n not in learned:
             assert after[n].equal(before[n]), n
-        elif not unused and not shifted_away:
+        elif not silent:
             assert not after[n].equal(before[n]), n
     if name == "resnet" and "blocks.-1" in top:
         assert any("running_mean" in n for n in learned) and any("running_mean" in n for n in before.keys() - learned)
@@ -118,7 +119,7 @@ def test_frozen_to_the_bit(name: str, top: tuple[str, ...], tmp_path: Path) -> N
 # ------------------------------------------------------------------------------------------------------------- the loop
 @pytest.mark.parametrize("name", ["bert", "resnet"])
 def test_it_learns(name: str, tmp_path: Path) -> None:
-    made = fitting(name, replace(STAGE, epochs=8))
+    made = fitting(name, replace(STAGE, rates=(("*", 5e-3),), epochs=8))
     seen = run(made, tmp_path / "records.jsonl")
     losses = [r.value for r in read(tmp_path / "records.jsonl") if r.name == "loss"]
     assert len(losses) == 8 and losses[-1] < 0.5 * losses[0]

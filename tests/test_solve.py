@@ -116,6 +116,31 @@ def test_many_rows_hold_out_one_fold() -> None:
     assert abs(accuracy - 0.7602) < 0.02  # the best rule's is Phi(sqrt(2) / 2): the means are sqrt(2) apart
 
 
+def test_without_a_bias(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """Scikit-learn's optimum without an intercept; few rows a class: its ridge without one, left out one by one."""
+    x, y = digits
+    _, size = standardise(x.astype(np.float64), centre=False)
+    ours, _, _ = logistic(x / size, y, row_weights(y, 10, False), 10, 0.1, bias=False)
+    theirs = LogisticRegression(C=1 / (len(y) * 0.1), fit_intercept=False, tol=1e-8, max_iter=10_000).fit(x / size, y)
+    assert np.abs(ours[:, :-1] - theirs.coef_).max() < 1e-3 and not ours[:, -1].any()
+    head = solve(x, y, 10, bias=False)
+    assert not head.bias.any() and head.gradient_norm < 1e-5
+    assert (head.held_out.argmax(1) == y).mean() > 0.9
+
+    rows = np.concatenate([np.flatnonzero(y == c)[:4] for c in range(4)])
+    x, y = x[rows], y[rows]
+    head = solve(x, y, 4, bias=False)
+    _, size = standardise(x.astype(np.float64), centre=False)
+    targets = np.eye(4)[y] - 0.25
+    full = Ridge(alpha=head.penalty, fit_intercept=False).fit(x / size, targets).predict(x / size)
+    scale = float(np.round(np.median(head.logits(x) / full)))
+    assert np.allclose(head.logits(x), scale * full, atol=1e-4) and not head.bias.any()
+    for i in range(len(y)):
+        rest = np.arange(len(y)) != i
+        left_out = Ridge(alpha=head.penalty, fit_intercept=False).fit(x[rest] / size, targets[rest]).predict(x[i : i + 1] / size)
+        assert np.allclose(head.held_out[i] - head.held_out[i].mean(), scale * (left_out - left_out.mean()), atol=1e-6)
+
+
 @pytest.mark.parametrize("balanced", [False, True])
 def test_ridge_leaves_one_out_exactly(balanced: bool, digits: tuple[np.ndarray, np.ndarray]) -> None:
     """Four rows a class: the closed form equals N refits by scikit-learn, each without one row."""

@@ -1,0 +1,548 @@
+"""A run from end to end on tiny models: what the folder holds, what it is equal to, and that bad input leaves none behind."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers as T
+from PIL import Image
+
+import affinage
+from affinage import plans, record, run
+from affinage.errors import AffinageError
+from affinage.run import plan_of
+
+from . import tiny
+
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.csvs(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.resnet(tmp_path_factory.mktemp("resnet"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def text_run(bert: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> affinage.Run:
+    return affinage.fit(bert, texts, out=tmp_path_factory.mktemp("text") / "run", **QUICK)
+
+
+@pytest.fixture(scope="module")
+def image_run(resnet: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> affinage.Run:
+    return affinage.fit(resnet, pictures, out=tmp_path_factory.mktemp("image") / "run", **QUICK)
+
+
+def predictions(made: affinage.Run, split: str = "test") -> list[dict[str, Any]]:
+    return [row for row in pq.read_table(made.path / "predictions.parquet").to_pylist() if row["split"] == split]
+
+
+def weights(made: affinage.Run) -> bytes:
+    return (made.path / "model.safetensors").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_pipeline_gives_the_predictions(kind: str, request: pytest.FixtureRequest, pictures: Path) -> None:
+    """Plain transformers on the folder, and `Run.predict`, against predictions.parquet: 1e-4 in every probability."""
+    made: affinage.Run = request.getfixturevalue(f"{kind}_run")
+    rows = predictions(made)
+    inputs = [row["text"] if kind == "text" else str(pictures / row["id"]) for row in rows]
+    tag = "text-classification" if kind == "text" else "image-classification"
+    options = {} if kind == "text" else {"image_processor": T.AutoImageProcessor.from_pretrained(made.path, backend="pil")}
+    pipe = T.pipeline(tag, model=str(made.path), top_k=None, **options)
+    for row, plain, own in zip(rows, pipe(inputs), made.predict(inputs), strict=True):
+        theirs = {answer["label"]: answer["score"] for answer in plain}
+        assert theirs.keys() == set(made.classes)
+        for name, probability in zip(made.classes, row["probabilities"], strict=True):
+            assert abs(theirs[name] - probability) < 1e-4 and abs(own["scores"][name] - probability) < 1e-4
+        assert own["label"] == row["prediction"] and own["score"] == pytest.approx(row["confidence"], abs=1e-4)
+    right = np.mean([row["label"] == row["prediction"] for row in rows])
+    assert made.metrics["accuracy"] == pytest.approx(right) and made.metrics["n"] == len(rows)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_what_the_folder_holds(kind: str, request: pytest.FixtureRequest) -> None:
+    made: affinage.Run = request.getfixturevalue(f"{kind}_run")
+    names = {path.name for path in made.path.iterdir()}
+    ours = {"run.json", "records.jsonl", "report.html", "README.md", "predictions.parquet", "findings.csv"}
+    processor = {"tokenizer.json", "tokenizer_config.json"} if kind == "text" else {"preprocessor_config.json"}
+    assert names == ours | processor | {"config.json", "model.safetensors"}
+    config = json.loads((made.path / "config.json").read_text())
+    classes = ["fish", "fruit", "tool"] if kind == "text" else ["across", "down", "spot"]
+    assert config["id2label"] == {str(i): name for i, name in enumerate(classes)} and made.classes == classes
+    assert config["label2id"] == {name: i for i, name in enumerate(classes)}
+    splits = [row["split"] for row in pq.read_table(made.path / "predictions.parquet").to_pylist()]
+    assert sorted(set(splits)) == ["test", "validation"]
+    if kind == "image":
+        wrong = [row for row in predictions(made) if row["label"] != row["prediction"]]
+        assert all(Image.open(io.BytesIO(row["thumbnail"])).size == (32, 32) for row in wrong)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_run_json(kind: str, request: pytest.FixtureRequest) -> None:
+    made: affinage.Run = request.getfixturevalue(f"{kind}_run")
+    story = json.loads((made.path / "run.json").read_text())
+    assert story == made.record
+    began = {"affinage", "created", "task", "plan", "model", "data", "seed", "settings", "versions", "commit", "hardware"}
+    ended = {"status", "finished", "stages", "kept", "cost", "cost_parts", "drift", "validation", "test"}
+    assert story.keys() == began | ended
+    assert story["status"] == "finished" and story["task"] == f"{kind}-classification" and story["seed"] == 0
+    assert story["model"].keys() == {"source", "revision", "architecture", "parameters", "pooling", "anatomy"}
+    assert story["data"].keys() == {"source", "kind", "fingerprint", "rows", "classes", "findings"}
+    assert story["data"]["rows"] == (
+        {"train": 90, "validation": 30, "test": 30} if kind == "text" else {"train": 36, "validation": 12, "test": 12}
+    )
+    assert sum(row["parameters"] for row in story["model"]["anatomy"]) == story["model"]["parameters"]
+    assert {"python", "torch", "transformers"} <= story["versions"].keys()
+    assert [stage["stage"] for stage in story["stages"]] == ["head", "body"]
+    head, body = story["stages"]
+    assert {"method", "penalty", "gradient_norm", "cross_validated"} <= head["details"].keys()
+    assert body["details"]["steps"] == 2 * int(np.ceil(story["data"]["rows"]["train"] / 16))
+    parts = [stage["cost"] for stage in story["stages"]]
+    assert story["cost"]["seconds"] > sum(part["seconds"] for part in parts) > 0
+    assert all(low <= story["test"]["accuracy"] <= high for low, high in [story["test"]["accuracy_interval"]])
+    facts = list(record.read(made.path / "records.jsonl"))
+    assert {fact.stage for fact in facts} == {"head", "body"} and {fact.name for fact in facts} >= {
+        "loss",
+        "accuracy",
+        "log_loss",
+    }
+
+
+def test_the_anatomy_says_who_learnt(text_run: affinage.Run) -> None:
+    rows = {row["address"]: row for row in text_run.record["model"]["anatomy"]}
+    assert list(rows) == ["stem", "blocks.0", "blocks.1", "head"]
+    assert not rows["stem"]["trained"] and rows["stem"]["rate"] is None
+    assert rows["blocks.1"]["rate"] > rows["blocks.0"]["rate"] > 0 and rows["head"]["trained"]
+
+
+def test_load_and_evaluate(text_run: affinage.Run, texts: Path) -> None:
+    made = affinage.load(text_run.path)
+    assert made.metrics == text_run.metrics and made.classes == text_run.classes
+    scores = made.evaluate(texts)
+    assert scores["split"] == "test"
+    assert scores["accuracy"] == text_run.metrics["accuracy"]
+    assert scores["log_loss"] == pytest.approx(text_run.metrics["log_loss"], abs=1e-5)
+    assert made.evaluate(texts, split="validation")["accuracy"] == text_run.record["validation"]["accuracy"]
+    assert made.predict([]) == []
+    with pytest.raises(AffinageError, match=r"no split 'dev' in .*: it has train, validation, test"):
+        made.evaluate(texts, split="dev")
+    with pytest.raises(AffinageError, match=r"no label of .* is one that this run knows"):
+        made.evaluate([{"text": "apple", "label": "red"}, {"text": "plum", "label": "blue"}])
+
+
+def test_image_forms(image_run: affinage.Run, pictures: Path) -> None:
+    path = next(pictures.glob("test/*/*.png"))
+    forms = [path, str(path), path.read_bytes(), Image.open(path).convert("RGB"), np.asarray(Image.open(path))]
+    answers = image_run.predict(forms)
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_load_refuses(tmp_path: Path, text_run: affinage.Run) -> None:
+    with pytest.raises(AffinageError, match=r"no run at .*gone: expected a folder with run.json"):
+        affinage.load(tmp_path / "gone")
+    shutil.copytree(text_run.path, tmp_path / "run")
+    story = {**text_run.record, "status": "running"}
+    (tmp_path / "run/run.json").write_text(json.dumps(story))
+    with pytest.raises(AffinageError, match="was stopped before its end: go on with affinage fit --resume"):
+        affinage.load(tmp_path / "run")
+
+
+# --------------------------------------------------------------------------------------------------------------- plans
+@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("plan", plans.NAMES)
+def test_every_plan(plan: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Each runs, and its folder, loaded anew, gives the logits that were measured."""
+    model, data = (request.getfixturevalue(name) for name in (("bert", "texts") if kind == "text" else ("resnet", "pictures")))
+    made = affinage.fit(model, data, plan=plan, out=tmp_path / "run", lora_rank=2, **QUICK)
+    assert made.record["plan"]["name"] == plan and not (made.path / "checkpoints").exists()
+    inputs = [row["text"] if kind == "text" else data / row["id"] for row in predictions(made)]
+    for row, answer in zip(predictions(made), made.predict(inputs), strict=True):
+        assert np.abs(np.array(row["probabilities"]) - list(answer["scores"].values())).max() < 1e-4
+    assert (made.record["drift"] is None) == (plan == "scratch")
+    if plan == "frozen":
+        assert made.record["drift"] == 0.0
+        before, after = (
+            torch.cat([p.flatten() for n, p in found.named_parameters() if "embeddings" in n or ".layer" in n][:20])
+            for found in (T.AutoModel.from_pretrained(model), T.AutoModel.from_pretrained(made.path))
+        )
+        assert before.equal(after[: len(before)])
+
+
+def test_a_worse_second_stage_is_not_kept(bert: Path, texts: Path, tmp_path: Path) -> None:
+    """At a rate that ruins the network stage 2 is measured, told, and dropped: the run is the frozen one, bit by bit."""
+    frozen = affinage.fit(bert, texts, plan="frozen", out=tmp_path / "frozen", **QUICK)
+    ruined = affinage.fit(
+        bert, texts, out=tmp_path / "ruined", learning_rate=0.5, head_learning_rate=0.5, precision="fp32", **QUICK
+    )
+    assert ruined.record["kept"] == "head"
+    assert ruined.record["stages"][1]["details"]["worse_than_before"] is True
+    assert weights(ruined) == weights(frozen)
+    assert ruined.metrics == frozen.metrics
+    best = max(
+        fact.value for fact in record.read(ruined.path / "records.jsonl") if (fact.stage, fact.name) == ("body", "accuracy")
+    )
+    assert best < frozen.record["validation"]["accuracy"]
+
+
+def test_a_better_second_stage_is_kept(bert: Path, tmp_path: Path) -> None:
+    data = tiny.csvs(tmp_path / "data", train=300, validation=100)
+    made = affinage.fit(bert, data, out=tmp_path / "run", learning_rate=5e-3, epochs=6, precision="fp32", quiet=True)
+    head, body = (stage["validation"] for stage in made.record["stages"])
+    assert body["accuracy"] > head["accuracy"] and made.record["kept"].startswith("body, epoch ")
+    assert made.record["validation"]["accuracy"] == body["accuracy"] and made.record["drift"] > 0.01
+
+
+def test_a_loss_that_is_not_finite(bert: Path, texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(AffinageError, match=r"the loss is .* lower --learning-rate"):
+        affinage.fit(bert, texts, plan="full", out=tmp_path / "run", learning_rate=1e30, precision="fp32", **QUICK)
+
+
+def test_a_head_without_a_bias(tmp_path: Path, bert: Path, texts: Path) -> None:
+    """Decoders score a token without a bias: the head is solved without one, and the folder says what was measured."""
+    tokenizer = T.AutoTokenizer.from_pretrained(bert)
+    torch.manual_seed(0)
+    config = T.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, pad_token_id=0, initializer_range=0.2
+    )
+    T.GPT2ForSequenceClassification(config).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    made = affinage.fit(tmp_path / "gpt2", texts, plan="frozen", out=tmp_path / "run", **QUICK)
+    head = made.record["stages"][0]
+    assert head["details"]["trained_parameters"] == 3 * 32
+    assert abs(head["validation"]["log_loss"] - made.record["validation"]["log_loss"]) < 0.02
+    assert made.metrics["accuracy"] > 0.4  # a third by chance
+    ratio = head["validation"]["log_loss"] / head["details"]["cross_validated"]["log_loss"]
+    assert 0.7 < ratio < 1.4  # what the solver promised is what the network does
+
+
+# --------------------------------------------------------------------------------------------------------------- inputs
+def test_in_memory_is_as_from_files(bert: Path, texts: Path, text_run: affinage.Run, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pandas = pytest.importorskip("pandas")
+    parts = tiny.splits()
+    forms = {
+        "lists": parts,
+        "frames": {name: pandas.DataFrame(part) for name, part in parts.items()},
+        "datasets": datasets.DatasetDict({name: datasets.Dataset.from_list(part) for name, part in parts.items()}),
+    }
+    for name, form in forms.items():
+        made = affinage.fit(bert, form, out=tmp_path / name, **QUICK)
+        assert weights(made) == weights(text_run) and made.metrics == text_run.metrics, name
+
+
+def test_one_table_in_memory(bert: Path, tmp_path: Path) -> None:
+    """A list of rows without splits: no test scores, and none invented; the file of the same rows gives the same weights."""
+    datasets = pytest.importorskip("datasets")
+    pandas = pytest.importorskip("pandas")
+    part = tiny.splits()["train"]
+    path = tiny.table(tmp_path / "rows.csv", part)
+    forms = {"file": path, "list": part, "frame": pandas.DataFrame(part), "dataset": datasets.Dataset.from_list(part)}
+    made = {name: affinage.fit(bert, form, plan="frozen", out=tmp_path / name, **QUICK) for name, form in forms.items()}
+    for name, one in made.items():
+        assert weights(one) == weights(made["file"]), name
+        assert one.metrics == {} and not (one.path / "predictions.parquet").exists()
+        assert one.record["data"]["rows"] == {"train": 90}
+
+
+def test_pictures_in_memory(resnet: Path, pictures: Path, image_run: affinage.Run, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    forms: dict[str, Any] = {"bytes": {}, "pillow": {}}
+    for split in ("train", "validation", "test"):
+        paths = sorted(
+            (pictures / split).rglob("*.png"),
+            key=lambda p: [row["id"] for row in all_ids(pictures)].index(str(p.relative_to(pictures))),
+        )
+        forms["bytes"][split] = [{"image": path.read_bytes(), "label": path.parent.name} for path in paths]
+        forms["pillow"][split] = [{"image": Image.open(path).copy(), "label": path.parent.name} for path in paths]
+    forms["datasets"] = datasets.DatasetDict(
+        {
+            split: datasets.Dataset.from_list(
+                [{"image": {"bytes": row["image"], "path": None}, "label": row["label"]} for row in rows]
+            ).cast_column("image", datasets.Image())
+            for split, rows in forms["bytes"].items()
+        }
+    )
+    for name, form in forms.items():
+        made = affinage.fit(resnet, form, out=tmp_path / name, **QUICK)
+        assert weights(made) == weights(image_run) and made.metrics == image_run.metrics, name
+
+
+def all_ids(pictures: Path) -> list[dict[str, str]]:
+    from affinage import data
+
+    return [{"id": row} for _, split in data.read(pictures).splits() for row in split.ids]
+
+
+def loaded(folder: Path) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model = T.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, attn_implementation="eager")
+    return model, T.AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_loaded_model(bert: Path, texts: Path, text_run: affinage.Run, tmp_path: Path) -> None:
+    """The same run as from its folder, twice, and the model that was given stays as it was."""
+    model, processor = loaded(bert)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    told = model.config.to_dict()
+    for out in ("one", "two"):
+        made = affinage.fit((model, processor), texts, out=tmp_path / out, **QUICK)
+        assert weights(made) == weights(text_run)
+    assert model.state_dict().keys() == before.keys() and model.config.to_dict() == told
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert made.record["model"]["source"] == "BertForSequenceClassification"
+
+
+def test_a_loaded_model_is_refused(bert: Path, texts: Path, tmp_path: Path) -> None:
+    model, processor = loaded(bert)
+    out = tmp_path / "run"
+    with pytest.raises(AffinageError, match=r"a loaded model comes with its processor: give model=\(model, processor\)"):
+        affinage.fit(model, texts, out=out)
+    with pytest.raises(AffinageError, match="plan scratch takes a model's name or folder"):
+        affinage.fit((model, processor), texts, plan="scratch", out=out)
+    other = T.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=5)
+    with pytest.raises(AffinageError, match="has 5 outputs and the data 3 classes: load it with num_labels=3"):
+        affinage.fit((other, processor), texts, out=out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("wish", ["mean", "first", "native"])
+def test_a_run_is_a_model_to_begin_with(wish: str, bert: Path, texts: Path, tmp_path: Path) -> None:
+    """A second run from the folder of a first: the pooling is the first's, and its blocks are as many as the base model's."""
+    one = affinage.fit(bert, texts, pooling=wish, out=tmp_path / "one", **QUICK)
+    two = affinage.fit(one.path, texts, out=tmp_path / "two", plan="frozen", **QUICK)
+    assert two.record["model"]["pooling"] == one.record["model"]["pooling"] == wish
+    assert [row["address"] for row in two.record["model"]["anatomy"]] == ["stem", "blocks.0", "blocks.1", "head"]
+    assert two.record["drift"] == 0.0
+
+
+def test_few_labels_and_a_share(bert: Path, texts: Path, tmp_path: Path) -> None:
+    few = affinage.fit(bert, texts, plan="frozen", labels_per_class=4, out=tmp_path / "few", **QUICK)
+    assert few.record["data"]["rows"] == {"train": 12, "test": 30}  # the validation split would be labels that nobody counted
+    assert few.record["stages"][0]["details"]["method"] == "ridge"
+    rows = tiny.splits()["train"]
+    held = affinage.fit(bert, rows, plan="frozen", validation=0.2, out=tmp_path / "held", **QUICK)
+    assert held.record["data"]["rows"] == {"train": 72, "validation": 18} and held.metrics["n"] == 18
+
+
+def test_seeds(bert: Path, texts: Path, tmp_path: Path) -> None:
+    one, two, other = (
+        affinage.fit(bert, texts, plan="full", seed=seed, out=tmp_path / str(i), **QUICK) for i, seed in enumerate((1, 1, 2))
+    )
+    assert weights(one) == weights(two) != weights(other)
+
+
+# -------------------------------------------------------------------------------------------------------------- refusals
+def pickled(folder: Path) -> Path:
+    tiny.bert(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return folder
+
+
+def leaky(folder: Path) -> Path:
+    parts = tiny.splits()
+    parts["train"][0] = parts["test"][0]
+    parts["train"][1] = parts["validation"][0]
+    folder.mkdir()
+    for name, part in parts.items():
+        tiny.table(folder / f"{name}.csv", part)
+    return folder
+
+
+def one_class(folder: Path) -> Path:
+    folder.mkdir()
+    return tiny.table(folder / "train.csv", [{"text": text["text"], "label": "same"} for text in tiny.rows(20, 0)])
+
+
+def half_a_character(folder: Path) -> Path:
+    folder.mkdir()
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in tiny.rows(20, 0)) + '{"text": "a \\ud83d b", "label": "fish"}\n')
+    return path
+
+
+def two_headed(folder: Path) -> Path:
+    """Its logits are the mean of two layers': no linear layer gives them."""
+    sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16)
+    T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**sizes, num_labels=3)).save_pretrained(folder)
+    T.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"model": "{tmp}/gone"}, "no model at .*gone"),
+    "no data": ({"data": "{tmp}/gone"}, "gone"),
+    "unknown setting": ({"learning_rat": 1}, "unknown setting 'learning_rat', did you mean 'learning_rate'"),
+    "unknown plan": ({"plan": "two_stage"}, "unknown plan 'two_stage', did you mean 'two-stage'"),
+    "unknown task": ({"task": "text-clasification"}, "unknown task .*did you mean 'text-classification'"),
+    "bad value": ({"epochs": 0}, "epochs is 0; expected a whole number from 1 up"),
+    "task of other data": ({"task": "image-classification"}, "image"),
+    "model of another task": ({"model": "{resnet}"}, "is not a model for text-classification"),
+    "pickle": ({"model": pickled}, "holds its weights as a pickle"),
+    "leak": (
+        {"data": leaky},
+        r"1 of 30 rows of (validation|test) stand in train as well; leave them out of training with --leaks drop",
+    ),
+    "one class": ({"data": one_class}, "same"),
+    "half a character": ({"data": half_a_character}, "half a character|surrogate|UTF-8"),
+    "too deep": ({"unfreeze": 7}, "cannot unfreeze 7 blocks: the model has 2"),
+    "no such address": ({"unfreeze": "blocks.5"}, "stands for none of the 2 blocks"),
+    "no such column": ({"text_column": "txt"}, "txt"),
+    "share too small": ({"validation": 1.5}, "validation is 1.5; expected a share"),
+    "no pooling for it": ({"model": "{resnet}", "data": "{pictures}", "pooling": "mean"}, "pooling mean cannot be saved"),
+    "no head to solve": ({"model": two_headed, "data": "{pictures}"}, "no linear layer that gives the logits: use --plan full"),
+    "out is a file": ({"out": "{file}"}, "is a file"),
+    "out is not ours": ({"out": "{full}", "overwrite": True}, "is not empty and holds no run"),
+    "nothing to resume": ({"model": None, "data": None, "resume": True}, "no run at .*run"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    name: str, bert: Path, texts: Path, resnet: Path, pictures: Path, tmp_path: Path
+) -> None:
+    changes, message = BAD[name]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").write_text("mine")
+    places = {"tmp": tmp_path, "resnet": resnet, "pictures": pictures, "file": tmp_path / "file", "full": tmp_path / "full"}
+    settings: dict[str, Any] = {"model": bert, "data": texts, "out": tmp_path / "run"} | QUICK
+    for key, value in changes.items():
+        if isinstance(value, str):
+            value = value.format(**places)
+        elif isinstance(value, Callable):  # type: ignore[arg-type]
+            value = value(tmp_path / key)
+        settings[key] = value
+    before = {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(AffinageError, match=message) as error:
+        affinage.fit(**settings)
+    assert "\n" not in str(error.value)
+    assert {path: path.is_dir() or path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_leaks_are_dropped_or_allowed(bert: Path, tmp_path: Path) -> None:
+    data = leaky(tmp_path / "data")
+    dropped = affinage.fit(bert, data, leaks="drop", plan="frozen", out=tmp_path / "dropped", **QUICK)
+    assert dropped.record["data"]["rows"] == {"train": 88, "validation": 30, "test": 30}
+    assert {finding["severity"] for finding in dropped.record["data"]["findings"]} >= {"leak"}
+    allowed = affinage.fit(bert, data, leaks="allow", plan="frozen", out=tmp_path / "allowed", **QUICK)
+    assert allowed.record["data"]["rows"]["train"] == 90
+    with (dropped.path / "findings.csv").open(newline="") as file:
+        named = [row for row in csv.DictReader(file) if row["severity"] == "leak"]
+    assert {(row["split"], row["other_split"]) for row in named} == {("train", "validation"), ("train", "test")}
+
+
+def test_unknown_labels_in_validation_and_test(bert: Path, tmp_path: Path) -> None:
+    """Rows of a class that train does not have count as wrong; a validation split of nothing else does not end the run."""
+    parts = tiny.splits()
+    for row in parts["validation"]:
+        row["label"] = "bird"
+    parts["test"][0]["label"] = "bird"
+    made = affinage.fit(bert, parts, out=tmp_path / "run", **QUICK)
+    assert made.record["validation"]["accuracy"] == 0.0
+    rows = predictions(made)
+    assert rows[0]["label"] is None and made.metrics["n"] == 30 and made.classes == ["fish", "fruit", "tool"]
+
+
+# --------------------------------------------------------------------------------------------------- again, and resume
+def test_a_finished_run_is_left_alone(bert: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings: dict[str, Any] = {"plan": "frozen", "out": out, **QUICK}
+    made = affinage.fit(bert, texts, **settings)
+    with pytest.raises(AffinageError, match="already holds a finished run: choose another --out, or replace it with --overwrite"):
+        affinage.fit(bert, texts, **settings)
+    again = affinage.fit(out=out, resume=True)
+    assert again.record == made.record  # nothing to go on with: the run as it is
+    (out / "mine.txt").write_text("mine")
+    replaced = affinage.fit(bert, texts, overwrite=True, **settings)
+    assert replaced.record["created"] >= made.record["created"] and not (out / "mine.txt").exists()
+
+
+def test_killed_after_the_finished_mark(text_run: affinage.Run, tmp_path: Path) -> None:
+    """The report and the card are written from the folder; a resume writes them where a kill came before."""
+    out = tmp_path / "run"
+    shutil.copytree(text_run.path, out)
+    (out / "report.html").unlink()
+    (out / "README.md").unlink()
+    (out / "checkpoints/step-000000001").mkdir(parents=True)
+    made = affinage.fit(out=out, resume=True)
+    assert made.metrics == text_run.metrics and (out / "report.html").exists() and (out / "README.md").exists()
+    assert not (out / "checkpoints").exists()
+
+
+def test_resume_keeps_the_day_it_began(bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.BertForSequenceClassification.save_pretrained", full)
+        with pytest.raises(AffinageError, match=r"cannot write the model .* free some space, then go on with --resume"):
+            affinage.fit(bert, texts, out=out, **QUICK)
+    story = json.loads((out / "run.json").read_text())
+    assert story["status"] == "running"
+    (out / "run.json").write_text(json.dumps({**story, "created": "2001-01-01T00:00:00+00:00"}))
+    with pytest.raises(AffinageError, match="holds a run that was stopped: go on with --resume, or start again with --overwrite"):
+        affinage.fit(bert, texts, out=out, **QUICK)
+    made = affinage.fit(out=out, resume=True, quiet=True)
+    assert made.record["created"] == "2001-01-01T00:00:00+00:00" and made.record["status"] == "finished"
+
+
+def test_resume_with_data_in_memory(bert: Path, text_run: affinage.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lives in memory is given again; everything else is remembered."""
+    out = tmp_path / "run"
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            affinage.fit(bert, tiny.splits(), out=out, **QUICK)
+    with pytest.raises(AffinageError):
+        affinage.fit(out=out, resume=True)
+    made = affinage.fit(data=tiny.splits(), out=out, resume=True)
+    assert weights(made) == weights(text_run) and made.record["settings"]["epochs"] == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- plan only
+def test_plan_of_writes_nothing(bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = plan_of(model=bert, data=texts)
+    assert list(tmp_path.iterdir()) == []
+    assert told["plan"]["name"] == "two-stage" and [stage["how"] for stage in told["plan"]["stages"]] == ["solve", "fit"]
+    assert told["task"] == "text-classification" and told["data"]["rows"]["train"] == 90
+    json.dumps(told)
+
+
+def test_the_folder_where_none_is_given(bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = affinage.fit(bert, texts, plan="frozen", quiet=True)
+    assert made.path == Path("runs") / f"{texts.name}-{bert.name}" and (tmp_path / made.path / "run.json").exists()
