@@ -60,17 +60,19 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
     head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
     decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if fresh else 0.85
+    epochs = wishes.epochs or passes(rows, fresh)
     fit = Stage(
         "body",
         "fit",
         rates.decayed(net, rate, decay, max(head, rate) if fresh else head, depth),
-        epochs=wishes.epochs or passes(rows, fresh),
+        epochs=epochs,
         batch=wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64),
         weight_decay=0.05 if fresh else 0.0,
         label_smoothing=wishes.label_smoothing if wishes.label_smoothing != "auto" else 0.0,
         average=wishes.average if wishes.average != "auto" else 0.0,
         augment=wishes.augment if wishes.augment != "auto" else "light" if kind == "image" else "none",
-        patience=3 if patience else 0,
+        # a rate that falls over the whole stage gains most at its end: a short flat stretch is no reason to stop there
+        patience=max(3, round(0.3 * epochs)) if patience else 0,
     )
     if name in ("scratch", "full"):
         return Plan(name, (fit,), fresh=fresh)

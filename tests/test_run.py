@@ -196,10 +196,9 @@ def test_every_plan(plan: str, kind: str, request: pytest.FixtureRequest, tmp_pa
 
 def test_a_worse_second_stage_is_not_kept(bert: Path, texts: Path, tmp_path: Path) -> None:
     """At a rate that ruins the network stage 2 is measured, told, and dropped: the run is the frozen one, bit by bit."""
-    frozen = affinage.fit(bert, texts, plan="frozen", out=tmp_path / "frozen", **QUICK)
-    ruined = affinage.fit(
-        bert, texts, out=tmp_path / "ruined", learning_rate=0.5, head_learning_rate=0.5, precision="fp32", **QUICK
-    )
+    same = {**QUICK, "precision": "fp32"}
+    frozen = affinage.fit(bert, texts, plan="frozen", out=tmp_path / "frozen", **same)
+    ruined = affinage.fit(bert, texts, out=tmp_path / "ruined", learning_rate=0.5, head_learning_rate=0.5, **same)
     assert ruined.record["kept"] == "head"
     assert ruined.record["stages"][1]["details"]["worse_than_before"] is True
     assert weights(ruined) == weights(frozen)
