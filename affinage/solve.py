@@ -132,22 +132,22 @@ def _logistic(
 ) -> Head:
     """The penalty with the lowest held-out log loss over a warm-started path from strong to weak, then the fit on all rows."""
     fold = folds(y, 5, seed)
-    held = np.zeros((len(PENALTIES), len(y), classes))
     tried = 5 if len(y) <= 20_000 else 1  # one fold is plenty where each holds thousands of rows
-    for k in range(tried):
-        train, test = fold != k, fold == k
-        w = row_weights(y[train], classes, balanced)
-        table: np.ndarray | None = None
-        worst = np.inf
-        for i, penalty in enumerate(PENALTIES):
-            table, _, _ = logistic(x[train], y[train], w, classes, penalty, table, tolerance=1e-4, bias=bias)
+    held = np.zeros((len(PENALTIES), len(y), classes))
+    tables: list[np.ndarray | None] = [None] * tried
+    losses: list[float] = []
+    for i, penalty in enumerate(PENALTIES):
+        for k in range(tried):
+            train, test = fold != k, fold == k
+            w = row_weights(y[train], classes, balanced)
+            table, _, _ = logistic(x[train], y[train], w, classes, penalty, tables[k], tolerance=1e-4, bias=bias)
             held[i, test] = x[test] @ table[:, :-1].T + table[:, -1]
-            loss = -log_softmax(held[i, test])[np.arange(test.sum()), y[test]].mean()
-            if loss > worst * 1.25 and len(y) > 20_000:
-                break
-            worst = min(worst, loss)
+            tables[k] = table
+        seen = np.flatnonzero(fold < tried)
+        losses.append(float(-log_softmax(held[i, seen])[np.arange(len(seen)), y[seen]].mean()))
+        if i - int(np.argmin(losses)) >= 2:  # past the valley: weaker penalties only cost more iterations
+            break
     rows = np.flatnonzero(fold < tried)
-    losses = [-log_softmax(h[rows])[np.arange(len(rows)), y[rows]].mean() for h in held]
     best = int(np.argmin(losses))
     table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best], bias=bias)
     weight = table[:, :-1] / sd

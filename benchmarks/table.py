@@ -69,6 +69,12 @@ def seconds(values: Sequence[float]) -> str:
     return f"{value:.{0 if value >= 100 else 1}f} ({len(values)})"
 
 
+def drift(seeds: dict[int, Line]) -> str:
+    """Mean drift of the features, and seeds."""
+    values = [line["drift"] for line in seeds.values() if line.get("drift") is not None]
+    return f"{sum(values) / len(values):.2f} ({len(values)})" if values else NONE
+
+
 def difference(left: dict[int, Line], right: dict[int, Line]) -> list[str]:
     """[left minus right in points with its interval, p of the sign flips, pairs], over the seeds that both have.
 
@@ -112,6 +118,7 @@ def rendered(lines: Sequence[Line], left: str = "two-stage", right: str = "full"
         ]
 
     head = ["data", "labels a class"]
+    drifted = [arm for arm in ("two-stage", "full") if arm in there]
     parts = [
         "Test accuracy in percent, mean ± 95 % interval (seeds):",
         grid([*head, *arms], every(lambda cell: mean([line["accuracy"] for line in cell]))),
@@ -126,6 +133,8 @@ def rendered(lines: Sequence[Line], left: str = "two-stage", right: str = "full"
     parts += [
         "CPU seconds of training, mean (seeds), without loading, tokenising or decoding, and testing:",
         grid([*head, *arms], every(lambda cell: seconds([line["training"]["cpu_seconds"] for line in cell]))),
+        "Drift of the features, how far the tuned network moved them on training rows, |after - before| / |before| (seeds):",
+        grid([*head, *drifted], [[*labelled(key), *(drift(found[arm]) for arm in drifted)] for key, found in table.items()]),
         measured(lines),
     ]
     return "\n\n".join(parts)

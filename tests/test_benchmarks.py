@@ -155,9 +155,10 @@ def test_own_split_is_fixed_stratified_and_apart(arms: ModuleType, shared_data: 
 
 def test_a_search_reads_no_test_row(arms: ModuleType, shared_data: Path) -> None:
     plain, search = arms.splits("trec6", shared_data), arms.splits("trec6", shared_data, search=True)
-    assert len(search["train"]) + len(search["test"]) == len(plain["train"])
-    held = sorted(row["text"] for part in search.values() for row in part)
-    assert held == sorted(row["text"] for row in plain["train"])
+    assert abs(len(search["train"]) - 0.75 * len(plain["train"])) <= 3
+    assert len(search["test"]) <= arms.MOST_TESTED
+    held = Counter(row["text"] for part in search.values() for row in part)
+    assert held <= Counter(row["text"] for row in plain["train"])
 
 
 def test_trainer_takes_the_rows_as_its_own_collator_wants_them(arms: ModuleType, minilm: Path) -> None:

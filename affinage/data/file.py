@@ -1,9 +1,10 @@
-"""Reads one CSV, TSV, JSON, JSONL or Parquet file, or a folder with one such file a split."""
+"""Reads one CSV, TSV, JSON, JSONL or Parquet file, or a folder with one such file, or several shards, a split."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import AffinageError
 from ..types import Columns
 from .table import FILES, SPLITS, Table, build, pick
 
+SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 DELIMITERS = ",;\t|"  # the first wins a tie
 
 
@@ -41,24 +43,47 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
         AffinageError: not UTF-8, not of the format, or without the columns.
     """
     path = Path(source).expanduser()
-    files = _splits(path) if path.is_dir() else {"train": path}
-    return {split: _table(file, split, columns, kind) for split, file in files.items()}
+    files = _splits(path) if path.is_dir() else {"train": [path]}
+    return {split: _joined([_table(file, split, columns, kind) for file in shards]) for split, shards in files.items()}
 
 
-def _splits(folder: Path) -> dict[str, Path]:
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """The files by split: one each, or all shards of one (`train-00000-of-00002.parquet`, as `datasets` and the Hub write them)."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.suffix.lower() in FILES and entry.is_file()]
-    named: dict[str, Path] = {}
+    named: dict[str, list[Path]] = {}
     for file in files:
-        split = SPLITS.get(file.stem.lower())
-        if split in named:
-            raise AffinageError(f"{folder} holds {named[split].name} and {file.name} for one split; remove one, or name a file")
-        if split is not None:
-            named[split] = file
+        shard = SHARD.fullmatch(file.stem)
+        split = SPLITS.get((shard["split"] if shard else file.stem).lower())
+        if split is None:
+            continue
+        others = named.setdefault(split, [])
+        if others and not (shard and SHARD.fullmatch(others[0].stem)):
+            raise AffinageError(f"{folder} holds {others[0].name} and {file.name} for one split; remove one, or name a file")
+        others.append(file)
+    for shards in named.values():
+        shard = SHARD.fullmatch(shards[0].stem)
+        if shard and len(shards) != int(shard["count"]):
+            raise AffinageError(
+                f"{folder} holds {len(shards)} of the {int(shard['count'])} shards of {shard['split']}: fetch the others"
+            )
     if "train" in named:
         return named
+    if not files and (folder / "data").is_dir():  # the layout of the Hub
+        return _splits(folder / "data")
     # One table beside one folder of images is a table; beside several, those are the classes and the table is a remark.
-    return {"train": files[0]} if len(files) == 1 and sum(entry.is_dir() for entry in entries) < 2 else {}
+    return {"train": files} if len(files) == 1 and sum(entry.is_dir() for entry in entries) < 2 else {}
+
+
+def _joined(tables: list[Table]) -> Table:
+    """The shards of one split, one after another; the classes are those that the first declares."""
+    if len(tables) == 1:
+        return tables[0]
+    first = tables[0]
+    inputs, targets, ids, unreadable = (
+        [row for table in tables for row in getattr(table, name)] for name in ("inputs", "targets", "ids", "unreadable")
+    )
+    return Table(first.kind, inputs, targets, ids, first.classes, tuple(unreadable))
 
 
 def _table(path: Path, split: str, columns: Columns, kind: str | None) -> Table:

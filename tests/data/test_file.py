@@ -170,3 +170,28 @@ def test_real_data(shared_data: Path, name: str, kind: str, sizes: dict[str, int
     assert {split: len(rows) for split, rows in data.splits()} == sizes
     assert not data.unreadable
     assert all(len(set(split.ids)) == len(split) for _, split in data.splits())
+
+
+def test_shards_of_one_split_are_read_in_order(tmp_path: Path) -> None:
+    """The layout of the Hub: data/SPLIT-0000K-of-0000N.parquet, with or without the hash of older exports."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (tmp_path / "README.md").write_text("a card")
+    for name, rows in {
+        "train-00000-of-00002-0123456789abcdef.jsonl": [("a", "x"), ("b", "y")],
+        "train-00001-of-00002-fedcba9876543210.jsonl": [("c", "x")],
+        "test-00000-of-00001.jsonl": [("d", "y")],
+    }.items():
+        written(folder / name, "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    for source in (tmp_path, folder):
+        data = read(source)
+        assert list(data.train.inputs) == ["a", "b", "c"]
+        assert list(data.train.targets) == ["x", "y", "x"]
+        assert len(set(data.train.ids)) == 3
+        assert data.test is not None and list(data.test.inputs) == ["d"]
+
+
+def test_a_missing_shard_is_told(tmp_path: Path) -> None:
+    written(tmp_path / "train-00000-of-00002.jsonl", '{"text": "a", "label": "x"}\n')
+    with pytest.raises(AffinageError, match="1 of the 2 shards of train"):
+        read(tmp_path)
