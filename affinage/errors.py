@@ -12,6 +12,10 @@ class AffinageError(Exception):
     exit_code = 2
 
 
+class Diverged(AffinageError):
+    """The loss is not finite: going on with the same settings would end the same way."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`", did you mean 'x'?"` for the closest of `known`, or the empty string if none is close."""
     close = get_close_matches(word, list(known), n=1, cutoff=0.5)

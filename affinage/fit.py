@@ -15,7 +15,7 @@ import torch
 from affinage import rates
 from affinage.augment import augmented
 from affinage.batches import shuffled
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device
 from affinage.net import Net
 from affinage.record import Record, Records
@@ -170,7 +170,7 @@ class Fitting:
         """One update on the given rows; the mean loss before it.
 
         Raises:
-            AffinageError: the loss is not finite.
+            Diverged: the loss is not finite.
         """
         inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(batch).items()}
         if "pixel_values" in inputs:
@@ -188,7 +188,7 @@ class Fitting:
         )
         value = loss.item()
         if not math.isfinite(value):
-            raise AffinageError(
+            raise Diverged(
                 f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
                 f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"

@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from affinage import __version__, checkpoint, config
 from affinage.check import write as write_findings
 from affinage.ending import explain, finish
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
 from affinage.fit import Fitting
@@ -58,6 +58,10 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
             return load(out)
         if not wishes.overwrite:
             raise AffinageError(f"{out} already holds a finished run: choose another --out, or replace it with --overwrite")
+    if state and state["status"] == "failed" and not (wishes.resume or wishes.overwrite):
+        raise AffinageError(
+            f"{out} holds a run that failed ({state['error']}): start again with --overwrite, or choose another --out"
+        )
     if state and state["status"] != "finished" and not (wishes.resume or wishes.overwrite):
         raise AffinageError(f"{out} holds a run that was stopped: go on with --resume, or start again with --overwrite")
     if state is None and out.exists() and any(out.iterdir()):  # never ours to delete, whatever --overwrite says
@@ -67,7 +71,18 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
         raise AffinageError(
             "the data is not what this run began with (its fingerprint differs): restore it, or start again with --overwrite"
         )
-    return _execute(inputs, out, state if wishes.resume else None)
+    try:
+        return _execute(inputs, out, state if wishes.resume else None)
+    except Diverged as error:
+        _failed(out, error)
+        raise
+
+
+def _failed(out: Path, error: Diverged) -> None:
+    """The folder says why it holds no result; where not even that can be written, the error on the screen has to do."""
+    with suppress(OSError):
+        header = json.loads((out / "run.json").read_text(encoding="utf8"))
+        write_json(out / "run.json", header | {"status": "failed", "error": str(error), "finished": now()})
 
 
 def _remembered(out: Path, wishes: config.Settings) -> config.Settings:

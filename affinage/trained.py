@@ -103,6 +103,8 @@ def load(path: str | Path) -> Run:
     if not file.exists():
         raise AffinageError(f"no run at {folder}: expected a folder with run.json, as `affinage fit --out` leaves it")
     record = json.loads(file.read_text(encoding="utf8"))
+    if record["status"] == "failed":
+        raise AffinageError(f"the run at {folder} failed ({record['error']}): start it again with affinage fit --overwrite")
     if record["status"] != "finished":
         raise AffinageError(f"the run at {folder} was stopped before its end: go on with affinage fit --resume --out {folder}")
     return Run(folder, record)

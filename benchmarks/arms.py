@@ -42,7 +42,9 @@ SUITES: dict[str, tuple[tuple[tuple[str, int], ...], int]] = {
 PICTURES = ("hymenoptera", "pacs/photo", "cifar10")
 OWN_TEST = {"customer_reviews": 0.25, "pacs/photo": 0.3}  # no split of their own: this share, stratified, seed 0
 SEARCH_TEST = 0.25  # share of train that stands in for the test split
-MOST_TESTED = 1000  # test rows of a text set, stratified, seed 0: a pass in fp32 over 1,800 sentences costs more than the training
+MOST_TESTED = (
+    1000  # test rows of a text set, stratified, seed 0: a pass in fp32 over 1,800 sentences costs more than the training
+)
 SEARCH_SEEDS = 1000  # the first seed of a search, far from those that are reported
 FIXED = {
     "model",

@@ -220,6 +220,13 @@ def test_a_better_second_stage_is_kept(bert: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(AffinageError, match=r"the loss is .* lower --learning-rate"):
         affinage.fit(bert, texts, plan="full", out=tmp_path / "run", learning_rate=1e30, precision="fp32", **QUICK)
+    story = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert story["status"] == "failed" and "lower --learning-rate" in story["error"]
+    with pytest.raises(AffinageError, match="holds a run that failed .* --overwrite"):
+        affinage.fit(bert, texts, out=tmp_path / "run", **QUICK)
+    with pytest.raises(AffinageError, match="failed .the loss is"):
+        affinage.load(tmp_path / "run")
+    affinage.fit(bert, texts, plan="frozen", out=tmp_path / "run", overwrite=True, **QUICK)
 
 
 def test_a_head_without_a_bias(tmp_path: Path, bert: Path, texts: Path) -> None:

@@ -48,7 +48,7 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
-    """The files by split: one each, or all shards of one (`train-00000-of-00002.parquet`, as `datasets` and the Hub write them)."""
+    """The files by split: one each, or all shards of one (`train-00000-of-00002.parquet`, as the Hub has them)."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     files = [entry for entry in entries if entry.suffix.lower() in FILES and entry.is_file()]
     named: dict[str, list[Path]] = {}
