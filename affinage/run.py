@@ -59,9 +59,7 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
         if not wishes.overwrite:
             raise AffinageError(f"{out} already holds a finished run: choose another --out, or replace it with --overwrite")
     if state and state["status"] == "failed" and not (wishes.resume or wishes.overwrite):
-        raise AffinageError(
-            f"{out} holds a run that failed ({state['error']}): start again with --overwrite, or choose another --out"
-        )
+        raise AffinageError(f"{out} holds a run that failed ({state['error']}): start again with --overwrite")
     if state and state["status"] != "finished" and not (wishes.resume or wishes.overwrite):
         raise AffinageError(f"{out} holds a run that was stopped: go on with --resume, or start again with --overwrite")
     if state is None and out.exists() and any(out.iterdir()):  # never ours to delete, whatever --overwrite says

@@ -222,9 +222,9 @@ def test_a_loss_that_is_not_finite(bert: Path, texts: Path, tmp_path: Path) -> N
         affinage.fit(bert, texts, plan="full", out=tmp_path / "run", learning_rate=1e30, precision="fp32", **QUICK)
     story = json.loads((tmp_path / "run" / "run.json").read_text())
     assert story["status"] == "failed" and "lower --learning-rate" in story["error"]
-    with pytest.raises(AffinageError, match="holds a run that failed .* --overwrite"):
+    with pytest.raises(AffinageError, match=r"holds a run that failed .* --overwrite"):
         affinage.fit(bert, texts, out=tmp_path / "run", **QUICK)
-    with pytest.raises(AffinageError, match="failed .the loss is"):
+    with pytest.raises(AffinageError, match=r"failed \(the loss is"):
         affinage.load(tmp_path / "run")
     affinage.fit(bert, texts, plan="frozen", out=tmp_path / "run", overwrite=True, **QUICK)
 
