@@ -118,13 +118,10 @@ def _training(known: dict[str, Any]) -> str:
             f"- plan: {_text(plan.get('name', ''))}: {_text(words.stages(plan))}"
             + (f"; low-rank updates of rank {plan['lora']}" if plan.get("lora") else "")
         )
-    for name, parameters, trained, rate in words.anatomy(known.get("model", {}).get("anatomy") or []):
-        lines.append(
-            f"- {_text(name)}: {words.count(parameters)} parameters, "
-            + (f"learning rate {words.rate(rate)}" if trained and rate else "trained" if trained else "frozen")
-        )
+    for part in words.anatomy(known):
+        lines.append(f"- {_text(part.name)}: {words.count(part.parameters)} parameters, {part.how}")
     if known.get("kept"):
-        lines.append(f"- kept: {_text(known['kept'])}")
+        lines.append(f"- kept: {_text(words.kept(known))}")
     if rows:
         lines.append("- rows: " + ", ".join(f"{n:,} {_text(split)}" for split, n in rows.items()))
     if cost:

@@ -11,6 +11,7 @@ import numpy as np
 MOST_POINTS = 400  # of a curve: more than one a pixel tells nothing
 
 Line = tuple[str, Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]  # (css class, x, y)
+Score = tuple[str, str, float, Sequence[float] | None, str]  # (name, note, value, interval, css class)
 
 
 def plot(
@@ -36,7 +37,7 @@ def plot(
         height = 100 - 100 * (tick - low) / tall
         drawn.append(f'<path class="grid" d="M0 {height:.2f}H100"/>')
         words.append(f'<span class="ytick" style="top:{height:.2f}%">{tick_text(tick, percent)}</span>')
-    for tick in ticks(left, right):
+    for tick in ticks(left, right, 2 if square else 5):
         place = 100 * (tick - left) / wide
         side = " first" if place < 4 else " last" if place > 96 else ""
         words.append(f'<span class="xtick{side}" style="left:{place:.2f}%">{tick_text(tick, x_percent)}</span>')
@@ -99,7 +100,7 @@ def smooth(ys: np.ndarray) -> np.ndarray:
 def heat(counts: np.ndarray, classes: Sequence[str]) -> str:
     """A confusion matrix (C or C + 1, C) as a table: truth down, prediction across, shaded by the share of the truth."""
     names = list(classes) + ["(unseen class)"] * (len(counts) - len(classes))
-    with_numbers = len(classes) <= 12
+    size = " numbers" if len(classes) <= 12 else " small" if len(classes) <= 40 else " tiny"
     short = ' class="short"' if all(len(c) <= 3 for c in classes) else ""  # upright where that fits
     head = "".join(f'<th scope="col"{short} title="{escape(c)}"><span>{escape(c)}</span></th>' for c in classes)
     body = []
@@ -107,17 +108,29 @@ def heat(counts: np.ndarray, classes: Sequence[str]) -> str:
         total = max(int(row.sum()), 1)
         cells = []
         for j, value in enumerate(row):
+            if not value:  # most cells of a large matrix: kept short
+                cells.append("<td></td>")
+                continue
             part = value / total
-            kind = ("right" if i == j else "wrong") + (" deep" if part > 0.5 else "")
+            kind = ("right" if i == j else "wrong") + (" deep" if part > 0.5 else " mid" if part > 0.3 else "")
             # Square root: a few mistakes among many rows must still be seen.
-            shade = f"--s:{100 * math.sqrt(part):.0f}%" if value else "--s:0%"
-            text = f"{value:,}" if with_numbers and value else ""
             tip = f"{name} → {classes[j]}: {value} ({100 * part:.1f} %)"
-            cells.append(f'<td class="{kind}" style="{shade}" title="{escape(tip)}">{text}</td>')
+            text = f"{value:,}" if size == " numbers" else ""
+            cells.append(f'<td class="{kind}" style="--s:{100 * math.sqrt(part):.0f}%" title="{escape(tip)}">{text}</td>')
         body.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)}</th>{"".join(cells)}</tr>')
-    size = "" if with_numbers else " small"
     return (
         f'<div class="scroll"><table class="heat{size}"><thead><tr><th class="corner">truth ↓ &nbsp;prediction →</th>'
-        f"{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def forest(rows: Sequence[Score]) -> str:
+    """Scores with their intervals, one below the other on the same line from 0 to 100 %."""
+    drawn = []
+    for name, note, value, ends, kind in rows:
+        shade = f'<u style="left:{100 * ends[0]:.2f}%;width:{100 * (ends[1] - ends[0]):.2f}%"></u>' if ends else ""
+        drawn.append(
+            f'<div class="score {kind}"><dt>{escape(name)}<small>{escape(note)}</small></dt><dd class="track"><i></i>{shade}'
+            f'<b style="left:{100 * value:.2f}%"></b></dd><dd class="value">{100 * value:.1f} %</dd></div>'
+        )
+    return f'<dl class="forest">{"".join(drawn)}</dl>'

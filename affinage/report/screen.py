@@ -62,19 +62,18 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
             ]
             if split == "test" and others:
                 top.append(("", ", ".join(others)))
+    if known.get("error"):
+        top.append(("error", str(known["error"])))
+    elif not any(metric(known.get(split) or {}) for split in ("test", "validation")):
+        why = ": the data had no test and no validation rows" if known.get("status") == "finished" else ""
+        top.append(("result", f"nothing was measured{why}"))
     if known.get("kept"):
-        top.append(("kept", str(known["kept"])))
+        top.append(("kept", words.kept(known)))
     if known.get("drift") is not None:
         top.append(("drift", f"{known['drift']:.3g}"))
     learned: Pairs = [("plan", f"{plan.get('name', '')}: {words.stages(plan)}")] if plan else []
-    for name, parameters, trained, rate in words.anatomy(model.get("anatomy") or []):
-        learned.append(
-            (
-                name,
-                f"{words.count(parameters)} parameters, "
-                + (f"rate {words.rate(rate)}" if trained and rate else "trained" if trained else "frozen"),
-            )
-        )
+    for part in words.anatomy(known):
+        learned.append((part.name, f"{words.count(part.parameters)} parameters, {part.how}"))
     spent: Pairs = []
     for stage in known.get("stages") or []:
         cost, scores = stage.get("cost", {}), stage.get("validation") or {}
@@ -104,7 +103,7 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
     table += [(str(f.get("severity", "")), str(f.get("message", ""))) for f in found[:5]]
     table += [("", f"and {len(found) - 5} more findings, in report.html")] if len(found) > 5 else []
     sections = [
-        (heading, top or [("result", "nothing has been measured")]),
+        (heading, top),
         ("what learned", learned),
         ("cost", spent),
         ("data", table),

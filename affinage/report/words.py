@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from itertools import groupby
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50"}  # said in percent
 
@@ -16,6 +17,16 @@ TITLES = {
     "ece": "calibration error",
     "n": "rows",
 }
+
+
+def text(value: Any) -> str:
+    """Anything as HTML text, safe between tags and inside quotes."""
+    return escape(str(value), quote=True)
+
+
+def label(value: Any) -> str:
+    """A class name as HTML that may break after `_`, `/`, `:` and `-`: long names are made of words."""
+    return re.sub(r"(?<=[_/:-])(?=\w)", "<wbr>", text(value))
 
 
 def title(name: str) -> str:
@@ -73,8 +84,11 @@ def duration(seconds: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """8e-05 as "8e-5"."""
-    return "frozen" if value is None else re.sub(r"e([+-])0*", lambda m: "e" + m.group(1).replace("+", ""), f"{value:.2g}")
+    """8e-05 as "8e-5", 0.001 as "1e-3": one form, so that a column of rates can be compared at a glance."""
+    if value is None:
+        return "frozen"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def name_of(source: str | None) -> str:
@@ -93,17 +107,55 @@ def hub_id(source: str | None, revision: str | None = None) -> bool:
     return revision is not None or not Path(source).exists()
 
 
-def anatomy(parts: list[dict[str, Any]]) -> list[tuple[str, int, bool, float | None]]:
-    """(addresses, parameters, trained, rate), neighbours that learn alike joined: `blocks.0` to `blocks.3` as "blocks.0–3"."""
+class Part(NamedTuple):
+    """One address of the network, or neighbours that learned alike: `blocks.0` to `blocks.3` as "blocks.0–3"."""
+
+    name: str
+    parameters: int
+    learned: bool  # in the network that was kept
+    how: str  # "frozen", "solved", "rate 8e-5", or "put back" where it trained in vain
+
+
+def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
+    """What each part of the network that was kept did; neighbours that differ in nothing but their rates are joined."""
+    solved = stage_kept(known).get("how") == "solve"
+    fitted = any(stage.get("how") == "fit" for stage in known.get("plan", {}).get("stages", []))
+    found = []
+    for part in known.get("model", {}).get("anatomy") or []:
+        speed, trained, head = part.get("rate"), bool(part["trained"]), part["address"] == "head"
+        if not trained:
+            how = "frozen"
+        elif solved:
+            how = "solved" if head else "put back"
+        else:
+            how = f"rate {rate(speed)}" if speed and fitted else "trained"
+        found.append(Part(part["address"], part["parameters"], trained and (head or not solved), how))
+    if not join:
+        return found
     joined = []
-    for (kind, trained, speed), group in groupby(
-        parts, lambda p: (p["address"].split(".")[0], bool(p["trained"]), p.get("rate"))
-    ):
+    for (kind, learned, _), group in groupby(found, lambda p: (p.name.split(".")[0], p.learned, p.how.split()[0])):
         members = list(group)
-        first, last = members[0]["address"], members[-1]["address"]
-        name = first if first == last else f"{first}–{last.removeprefix(kind + '.')}"
-        joined.append((name, sum(p["parameters"] for p in members), trained, speed))
+        first, last = members[0], members[-1]
+        name = first.name if first is last else f"{first.name}–{last.name.removeprefix(kind + '.')}"
+        how = first.how if first.how == last.how else f"{first.how} to {last.how.removeprefix('rate ')}"
+        joined.append(Part(name, sum(p.parameters for p in members), learned, how))
     return joined
+
+
+def stage_kept(known: dict[str, Any]) -> dict[str, Any]:
+    """The stage of the plan that left the network that was kept; empty where none is named."""
+    name = str(known.get("kept") or "").partition(",")[0]
+    return next((stage for stage in known.get("plan", {}).get("stages", []) if stage.get("name") == name), {})
+
+
+def kept(known: dict[str, Any]) -> str:
+    """What was kept, for a reader who knows no stage names: "body, epoch 3" as "the tuned network (body, epoch 3)"."""
+    word, stage, plan = str(known.get("kept") or ""), stage_kept(known), known.get("plan", {})
+    if not stage:
+        return word
+    if stage.get("how") == "solve":
+        return f"the frozen network with a solved head ({word})"
+    return f"the {'network trained from nothing' if plan.get('fresh') else 'tuned network'} ({word})"
 
 
 def stages(plan: dict[str, Any]) -> str:
