@@ -210,13 +210,19 @@ def plan_of(**settings: Any) -> dict[str, Any]:
 def plan_json(inputs: Inputs) -> dict[str, Any]:
     """task, plan, model and data as they stand in run.json."""
     table: dict[str, float | None] = {}
+    low_rank: dict[str, float | None] = {}
     for stage in inputs.plan.stages:
-        if not (inputs.plan.lora and stage.how == "fit"):
+        if inputs.plan.lora and stage.how == "fit":
+            low_rank = dict(stage.rates)  # of parameters that are not there yet
+        else:
             table = rates.resolve(inputs.net, stage.rates)
     anatomy = []
     groups = inputs.net.addresses()
     for row in inputs.net.anatomy():
         own = {table.get(name) for name in groups[row["address"]]} - {None}
+        if low_rank:  # beside the layers of the blocks, whose own weights stay
+            part = row["address"].split(".")[0]
+            own = {{"blocks": low_rank.get("*lora_*"), "head": low_rank.get("head")}.get(part)} - {None}
         anatomy.append({**row, "trained": bool(own), "rate": max(r for r in own if r is not None) if own else None})
     data = inputs.data
     return {

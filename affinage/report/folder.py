@@ -63,10 +63,10 @@ def facts(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
-        raise AffinageError(f"{path} is not JSON ({error}): run `affinage fit` again, or restore the file") from None
+        raise AffinageError(f"{path} is not JSON ({error}): restore the file, or fit again into another folder") from None
     if not isinstance(found, dict):
         raise AffinageError(
-            f"{path} holds a {type(found).__name__}, expected an object: run `affinage fit` again, or restore the file"
+            f"{path} holds a {type(found).__name__}, expected an object: restore the file, or fit again into another folder"
         )
     return found
 

@@ -166,9 +166,8 @@ def _rest(run: Run, split: str, scores: dict[str, Any]) -> list[tuple[str, str]]
     ]
     rest += [("rows", " · ".join(f"{n:,} {name}" for name, n in rows.items()))] if rows else []
     rest += [("classes", f"{len(data['classes']):,}")] if data.get("classes") else []
-    parts = words.anatomy(known)
-    total = sum(p.parameters for p in parts)
-    rest += [("learned", f"{count(sum(p.parameters for p in parts if p.learned))} of {count(total)}")] if total else []
+    changed, total = words.learned(known)
+    rest += [("learned", f"{count(changed)} of {count(total)}")] if total else []
     rest += [("drift of the features", f"{known['drift']:.3g}")] if known.get("drift") is not None else []
     rest += [("time", duration(cost.get("seconds")))] if cost else []
     return rest

@@ -21,8 +21,7 @@ def learning(run: Run) -> str:
     parts = words.anatomy(run.facts, join=False)
     if not parts:
         return ""
-    total = sum(p.parameters for p in parts) or 1
-    learned = sum(p.parameters for p in parts if p.learned)
+    learned, total = words.learned(run.facts)
     speeds = {p["address"]: p.get("rate") or 0.0 for p in run.facts["model"]["anatomy"]}
     fastest = max((speeds[p.name] for p in parts if p.name != "head"), default=0.0) or 1.0  # the head learns on another scale
     cells = []
@@ -48,7 +47,7 @@ def learning(run: Run) -> str:
     rest = ", the rest stayed frozen" if learned < total and not back else ""
     return (
         f"<section><h2>What learned</h2><p>{text(what)}: <b class=accent>{count(learned)}</b> of {count(total)} parameters "
-        f"({share(learned / total)}) learned{rest}.{back}{lora}{fresh}</p>"
+        f"({share(learned / (total or 1))}) learned{rest}.{back}{lora}{fresh}</p>"
         f'<div class="net{" many" if len(parts) > 14 else ""}">{"".join(cells)}</div>'
         '<p class="soft small">From input to output; the stronger the colour, the higher the learning rate; grey is frozen.</p>'
         '<div class="scroll"><table class="list"><thead><tr><th>part</th><th class="n">parameters</th>'

@@ -120,6 +120,7 @@ def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
     """What each part of the network that was kept did; neighbours that differ in nothing but their rates are joined."""
     solved = stage_kept(known).get("how") == "solve"
     fitted = any(stage.get("how") == "fit" for stage in known.get("plan", {}).get("stages", []))
+    lora = known.get("plan", {}).get("lora")
     found = []
     for part in known.get("model", {}).get("anatomy") or []:
         speed, trained, head = part.get("rate"), bool(part["trained"]), part["address"] == "head"
@@ -129,6 +130,7 @@ def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
             how = "solved" if head else "put back"
         else:
             how = f"rate {rate(speed)}" if speed and fitted else "trained"
+            how = f"low-rank, {how}" if lora and not head else how
         found.append(Part(part["address"], part["parameters"], trained and (head or not solved), how))
     if not join:
         return found
@@ -137,9 +139,17 @@ def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
         members = list(group)
         first, last = members[0], members[-1]
         name = first.name if first is last else f"{first.name}–{last.name.removeprefix(kind + '.')}"
-        how = first.how if first.how == last.how else f"{first.how} to {last.how.removeprefix('rate ')}"
+        how = first.how if first.how == last.how else f"{first.how} to {last.how.rpartition(' ')[2]}"
         joined.append(Part(name, sum(p.parameters for p in members), learned, how))
     return joined
+
+
+def learned(known: dict[str, Any]) -> tuple[int, int]:
+    """(parameters that learned in the network that was kept, all of its parameters)."""
+    parts, name = anatomy(known), stage_kept(known).get("name")
+    details: dict[str, Any] = next((s.get("details") or {} for s in known.get("stages") or [] if s.get("stage") == name), {})
+    counted = details.get("trained_parameters")
+    return counted or sum(p.parameters for p in parts if p.learned), sum(p.parameters for p in parts)
 
 
 def stage_kept(known: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,16 @@ def test_equal_accuracy_is_decided_by_the_log_loss(made_run: Any) -> None:
     assert headline.candidates(read(folder))[1].step == 20
 
 
+def test_low_rank_updates_are_counted_as_what_they_are(made_run: Any) -> None:
+    folder = written(made_run(["a", "b"]), 0.5, [0.9], "body, epoch 1")
+    known = json.loads((folder / "run.json").read_text())
+    known["plan"]["lora"] = 8
+    known["stages"][1]["details"]["trained_parameters"] = 300_000
+    (folder / "run.json").write_text(json.dumps(known))
+    assert "300 k of 22.6 M" in headline.headline(read(folder))
+    assert dict(screen.summary(known)[1][1])["blocks.3–5"].endswith("low-rank, rate 3.9e-5 to 8e-5")
+
+
 def test_no_better_than_one_answer(made_run: Any) -> None:
     folder = made_run(["a", "b"], n=300)
     test = {"accuracy": 0.52, "accuracy_interval": [0.46, 0.58], "n": 300}
