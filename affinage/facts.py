@@ -22,8 +22,12 @@ def now() -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """JSON, all of it or nothing."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=1, default=float), encoding="utf8")
-    os.replace(part, path)
+    try:
+        part.write_text(json.dumps(content, indent=1, default=float), encoding="utf8")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def versions() -> dict[str, str]:

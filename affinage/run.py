@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from affinage.progress import Bar
 from affinage.record import Record, Records
 from affinage.solve import Head, solve
 from affinage.story import Story, sample_of
-from affinage.trained import Run, load
-from affinage.types import Cost, Outcome, Stage
+from affinage.trained import Run, known, load
+from affinage.types import Cost, Finding, Outcome, Stage
 
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
@@ -44,13 +44,13 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     out = Path(wishes.folder())
     if out.exists() and not out.is_dir():
         raise AffinageError(f"{out} is a file: --out takes a folder for the run")
-    if wishes.resume and (out / "run.json").exists():
-        wishes = _remembered(out, wishes)
+    state = known(out)
+    if wishes.resume and state:
+        wishes = _remembered(state, out, wishes)
     elif wishes.resume and (wishes.model is None or wishes.data is None):
         raise AffinageError(f"no run at {out} to go on with: expected a folder with run.json; start one with --model and --data")
     if wishes.model is None or wishes.data is None:
         raise AffinageError("fit needs a model and data: for example affinage fit --model M --data D")
-    state = json.loads((out / "run.json").read_text(encoding="utf8")) if (out / "run.json").exists() else None
     if state and state["status"] == "finished":
         if wishes.resume:
             if (out / "checkpoints").exists():  # the mark was its last act
@@ -83,9 +83,9 @@ def _failed(out: Path, error: Diverged) -> None:
         write_json(out / "run.json", header | {"status": "failed", "error": str(error), "finished": now()})
 
 
-def _remembered(out: Path, wishes: config.Settings) -> config.Settings:
+def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> config.Settings:
     """The settings that the stopped run began with; only what lives in memory is taken from the call."""
-    told = json.loads((out / "run.json").read_text(encoding="utf8"))["settings"]
+    told = dict(state["settings"])
     given = wishes.model_dump()
     for name in ("model", "data"):
         if not isinstance(given[name], (str, Path, type(None))):
@@ -99,7 +99,6 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     resumed = checkpoint.load(out / "checkpoints") if state else None
     if state is None and out.exists():
         shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
     header = {
         "affinage": __version__,
         "status": "running",
@@ -109,8 +108,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         "settings": told(settings),
     }
     header |= {"versions": versions(), "commit": commit(), "hardware": hardware(inputs.precision)}
-    write_json(out / "run.json", header)
-    write_findings(inputs.findings, out / "findings.csv")
+    _begin(out, header, inputs.findings)
     story = Story(inputs, out, header)
     tensors: dict[str, torch.Tensor] = {}
     saved: dict[str, Any] = {}
@@ -153,6 +151,19 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         if lora:
             merge(inputs.model)
         return finish(story, cost, bar)
+
+
+def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> None:
+    """The folder with what is known before anything learns; one that was made in vain does not stay."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "run.json", header)
+        write_findings(findings, out / "findings.csv")
+    except OSError as error:
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise AffinageError(f"cannot write the run in {out} ({error.strerror}): mend that, or choose another --out") from error
 
 
 def _encode(inputs: Inputs, bar: Bar) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 
 from affinage import data as reading
 from affinage import tasks
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, nearest
 from affinage.features import device, passed
 from affinage.inputs import columns_of
+from affinage.report.folder import facts
 from affinage.types import Task
 
 
@@ -81,7 +81,7 @@ class Run:
         splits = dict(found.splits())
         name = split or ("test" if "test" in splits else "validation" if "validation" in splits else "train")
         if name not in splits:
-            raise AffinageError(f"no split '{name}' in {data}: it has {', '.join(splits)}")
+            raise AffinageError(f"no split '{name}' in {data}{nearest(name, splits)} (it has {', '.join(splits)})")
         chosen = splits[name]
         number = {label: i for i, label in enumerate(self.classes)}
         targets = np.asarray([number.get(str(t), -1) for t in chosen.targets])
@@ -92,6 +92,23 @@ class Run:
         return {"split": name, **self.task.score(self._logits(chosen.inputs), targets)}
 
 
+def known(folder: Path) -> dict[str, Any] | None:
+    """The run.json in `folder`, or None where there is none.
+
+    Raises:
+        AffinageError: it is not JSON, or not what `fit` writes.
+    """
+    if not (folder / "run.json").exists():
+        return None
+    record = facts(folder)
+    missing = [name for name in ("status", "task", "settings", "data") if name not in record]
+    if missing:
+        raise AffinageError(
+            f"{folder / 'run.json'} is not the record of a run (no {', '.join(missing)}): restore it, or choose another folder"
+        )
+    return record
+
+
 def load(path: str | Path) -> Run:
     """A finished run from its folder.
 
@@ -99,10 +116,9 @@ def load(path: str | Path) -> Run:
         AffinageError: no folder, no run in it, or one that was stopped.
     """
     folder = Path(path)
-    file = folder / "run.json"
-    if not file.exists():
+    record = known(folder)
+    if record is None:
         raise AffinageError(f"no run at {folder}: expected a folder with run.json, as `affinage fit --out` leaves it")
-    record = json.loads(file.read_text(encoding="utf8"))
     if record["status"] == "failed":
         raise AffinageError(f"the run at {folder} failed ({record['error']}): start it again with affinage fit --overwrite")
     if record["status"] != "finished":

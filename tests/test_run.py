@@ -150,8 +150,8 @@ def test_load_and_evaluate(text_run: affinage.Run, texts: Path) -> None:
     assert scores["log_loss"] == pytest.approx(text_run.metrics["log_loss"], abs=1e-5)
     assert made.evaluate(texts, split="validation")["accuracy"] == text_run.record["validation"]["accuracy"]
     assert made.predict([]) == []
-    with pytest.raises(AffinageError, match=r"no split 'dev' in .*: it has train, validation, test"):
-        made.evaluate(texts, split="dev")
+    with pytest.raises(AffinageError, match=r"no split 'tset' in .*, did you mean 'test'\? \(it has train, validation, test\)"):
+        made.evaluate(texts, split="tset")
     with pytest.raises(AffinageError, match=r"no label of .* is one that this run knows"):
         made.evaluate([{"text": "apple", "label": "red"}, {"text": "plum", "label": "blue"}])
 
@@ -500,6 +500,50 @@ def test_killed_after_the_finished_mark(text_run: affinage.Run, tmp_path: Path) 
     made = affinage.fit(out=out, resume=True)
     assert made.metrics == text_run.metrics and (out / "report.html").exists() and (out / "README.md").exists()
     assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"status": "finished"}'])
+def test_a_record_that_is_none_is_told_in_one_line(bert: Path, texts: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    calls: list[Callable[[], Any]] = [
+        lambda: affinage.load(tmp_path),
+        lambda: affinage.fit(out=tmp_path, resume=True),
+        lambda: affinage.fit(bert, texts, out=tmp_path, overwrite=True, **QUICK),
+    ]
+    for call in calls:
+        with pytest.raises(AffinageError, match=r"run\.json .*restore"):
+            call()
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_and_leaves_nothing(bert: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AffinageError, match=r"cannot write the run in .*Not a directory.* choose another --out"):
+        affinage.fit(bert, texts, out=tmp_path / "file" / "run", **QUICK)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def full(path: Path, *words: Any, **more: Any) -> int:
+        if path.name == ".run.json.part":
+            path.touch()
+            raise OSError(28, "No space left on device")
+        return write(path, *words, **more)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(AffinageError, match=r"cannot write the run in .*No space left"):
+        affinage.fit(bert, texts, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
+
+
+def test_low_rank_updates_are_told_where_they_are(bert: Path, texts: Path) -> None:
+    rows = {row["address"]: row for row in plan_of(model=bert, data=texts, plan="lora")["model"]["anatomy"]}
+    assert (rows["stem"]["trained"], rows["blocks.0"]["trained"], rows["head"]["trained"]) == (False, True, True)
+    assert (rows["blocks.0"]["rate"], rows["head"]["rate"]) == (1e-3, 1e-3)
 
 
 def test_resume_keeps_the_day_it_began(bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AffinageError, match=r"no run\.json"):
         page.write(tmp_path)
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(AffinageError, match="is not JSON"):
+    with pytest.raises(AffinageError, match=r"is not JSON .* restore"):
         page.write(tmp_path)
 
 
