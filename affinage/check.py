@@ -255,7 +255,9 @@ def _labels(data: Data) -> list[Finding]:
     found = []
     counts = Counter(str(label) for label in data.train.targets)
     if len(counts) == 1:
-        found.append(Finding("one-class", "error", f"all {len(data.train)} rows of train have the label '{next(iter(counts))}'"))
+        message = f"all {len(data.train)} rows of train have the label '{next(iter(counts))}'; "
+        message += "expected two labels or more: check the label column"
+        found.append(Finding("one-class", "error", message))
     for name, split in data.splits():
         rows = tuple((name, row, "", "") for row, label in zip(split.ids, split.targets, strict=True) if str(label) not in counts)
         if rows and counts:

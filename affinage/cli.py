@@ -7,14 +7,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from affinage.errors import AffinageError
-
-if TYPE_CHECKING:
-    from affinage.types import Finding
 
 app = typer.Typer(
     name="affinage",
@@ -208,7 +205,8 @@ def show(
             raise AffinageError(
                 f"no report.html in {folder}; it is written when a fit ends: affinage fit --resume --out {folder}"
             )
-        webbrowser.open(page.resolve().as_uri())
+        if not webbrowser.open(page.resolve().as_uri()):
+            raise AffinageError(f"no browser found; open {page} yourself")
 
 
 @app.command()
@@ -228,7 +226,12 @@ def check(
         data, **_given(task=task, text_column=text_column, image_column=image_column, label_column=label_column)
     )
     if out is not None:
-        _write_findings(Path(out), findings)
+        from affinage.check import write
+
+        try:
+            write(findings, Path(out))
+        except OSError as error:
+            raise AffinageError(f"cannot write {out} ({error.strerror}): name a file in a folder that is there") from error
     if as_json:
         _print_json([finding.__dict__ for finding in findings])
     else:
@@ -337,18 +340,6 @@ def _print_plan(plan: dict[str, Any], as_json: bool) -> None:
 
     plain = json.loads(json.dumps(plan, default=_plain))  # tuples and paths as YAML knows them
     typer.echo(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), nl=False)
-
-
-def _write_findings(path: Path, findings: Sequence[Finding]) -> None:
-    """One line an offending row; a finding without rows takes one line."""
-    import csv
-
-    with path.open("w", encoding="utf8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["kind", "severity", "split", "id", "other_split", "other_id", "message"])
-        for finding in findings:
-            for row in finding.rows or (("", "", "", ""),):
-                table.writerow([finding.kind, finding.severity, *row, finding.message])
 
 
 # --------------------------------------------------------------------------------------------------------------- main

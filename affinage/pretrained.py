@@ -33,6 +33,10 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
             raise AffinageError(
                 f"no model at {source}: expected a folder with config.json, or a Hub id such as org/name"
             ) from error
+        if folder.is_file():
+            raise AffinageError(f"{source} is a file: --model takes a Hub id or a model folder") from error
+        if folder.is_dir() and not (folder / "config.json").exists():
+            raise AffinageError(f"{source} has no config.json: expected a transformers model folder") from error
         if "Unrecognized configuration class" in text or "Unrecognized model" in text:
             raise AffinageError(
                 f"{source} is not a model for {task}: its architecture has no such head; choose another model or --task"
@@ -46,12 +50,10 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
                 f"{source} holds its weights as a pickle, which can run code: expected model.safetensors; "
                 "convert it with save_pretrained first"
             ) from error
-        if folder.is_dir() and (folder / "config.json").exists() and not list(folder.glob("*.safetensors")):
+        if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise AffinageError(
                 f"{source} has no model.safetensors: expected weights beside config.json (or --plan scratch to start fresh)"
             ) from error
-        if folder.is_dir() and not (folder / "config.json").exists():
-            raise AffinageError(f"{source} has no config.json: expected a transformers model folder") from error
         raise AffinageError(f"cannot load the model {source}: {first}") from error
     except Exception as error:  # safetensors raises its own type for a file that is not one
         if "Safetensor" in type(error).__name__:

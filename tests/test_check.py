@@ -68,6 +68,7 @@ def test_text_faults() -> None:
 def test_labels() -> None:
     only = check(Data("text", "s", texts("train", ("x", "a"), ("y", "a"))))
     assert [(f.kind, f.severity) for f in only] == [("one-class", "error")]
+    assert only[0].message.endswith("expected two labels or more: check the label column")
     skewed = check(Data("text", "s", texts("train", *((f"text {'x' * i}", "b" if i < 2 else "a") for i in range(24)))))
     assert [(f.kind, f.message) for f in skewed] == [("imbalance", "train has 22 rows of 'a' and 2 of 'b', 11 to 1")]
     empty = check(Data("text", "s", texts("train", ("x", "a"), ("y", "b")), test=texts("test")))

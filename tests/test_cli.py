@@ -242,13 +242,28 @@ def test_bad_words_are_one_line_and_code_2(capsys: pytest.CaptureFixture[str], w
 
 def test_show_opens_the_report(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("webbrowser.open", lambda page: opened.append(page) or True)
     (tmp_path / "run.json").write_text("{}", encoding="utf8")
     assert cli.main(["show", "--run", str(tmp_path), "--open"]) == 2 and not opened
     (tmp_path / "report.html").touch()
     assert cli.main(["show", "--run", str(tmp_path), "--open"]) == 0
     assert opened == [(tmp_path / "report.html").resolve().as_uri()]
     assert told["show"] == ((tmp_path,), {})
+
+
+def test_without_a_browser_the_place_of_the_report_is_told(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda page: False)
+    for name in ("run.json", "report.html"):
+        (tmp_path / name).touch()
+    assert cli.main(["show", "--run", str(tmp_path), "--open"]) == 2
+    assert f"no browser found; open {tmp_path / 'report.html'} yourself" in capsys.readouterr().err
+
+
+def test_findings_that_cannot_be_written(told: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--data", "d", "--out", str(tmp_path / "none" / "f.csv")]) == 2
+    assert "cannot write" in (err := capsys.readouterr().err) and "No such file or directory" in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["--help"], ["fit", "-h"], ["predict", "--help"], ["--version"]])

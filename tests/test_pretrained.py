@@ -60,6 +60,11 @@ def with_no_weights_inside(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not weights at all")
 
 
+def emptied(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
 def with_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "bert", ')
 
@@ -84,7 +89,8 @@ DAMAGES: dict[Callable[[Path], None], str] = {
     as_pickle: "holds its weights as a pickle, which can run code: expected model.safetensors",
     as_torch_file: "holds its weights as a pickle, which can run code: expected model.safetensors",
     without_weights: "has no model.safetensors",
-    without_config: "",
+    without_config: "has no config.json: expected a transformers model folder",
+    emptied: "has no config.json: expected a transformers model folder",
     with_cut_weights: "not valid safetensors",
     with_no_weights_inside: "not valid safetensors",
     with_broken_config: "",
@@ -113,6 +119,12 @@ def test_fresh_needs_no_weights(folder: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(AffinageError, match=r"no model at .*gone: expected a folder with config.json, or a Hub id"):
         texts.load(tmp_path / "gone", ("a", "b"), fresh=False, revision=None)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(AffinageError, match=r"rows.csv is a file: --model takes a Hub id or a model folder"):
+        texts.load(tmp_path / "rows.csv", ("a", "b"), fresh=False, revision=None)
 
 
 def test_a_hub_id_that_cannot_be_reached() -> None:

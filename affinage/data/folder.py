@@ -77,7 +77,7 @@ def _table(root: Path, folder: Path, classes: list[Path], kind: str | None) -> T
                 rows.append((file, place.name))
                 kinds.add(found)
     if len(kinds) > 1:
-        raise AffinageError(f"{folder} holds both images and .txt files; expected one kind")
+        raise AffinageError(f"{folder} holds both images and .txt files; remove the others, or name a kind with --task")
     if not rows:
         tables = [file.name for file in _files(folder) if file.suffix.lower() in FILES]
         loose = sum(_kind(file) is not None for file in _files(folder))

@@ -62,7 +62,7 @@ def test_text_files(tmp_path: Path) -> None:
         (("photo/dog/1.png", "sketch/dog/2.png"), "one folder too deep, in dog/"),
         (("train/a/1.png", "cats/2.png"), "the split train/ beside cats/"),
         (("val/a/1.png", "test/a/2.png"), "no split 'train' .found: test, validation"),
-        (("a/1.png", "b/2.txt"), "both images and .txt"),
+        (("a/1.png", "b/2.txt"), "both images and .txt files; .* --task"),
         (("train/a/1.png", "test/a/2.txt"), "mixes kinds: .*train holds image"),
         (("x.csv", "test.csv"), "test.csv, x.csv and no train file"),
         (("train/a/1.png", "val/a/1.png", "dev/a/1.png"), "for one split"),
