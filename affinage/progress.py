@@ -35,18 +35,31 @@ class Bar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._progress is not None:
+            if error is None:
+                self._done()
             self._progress.stop()
 
     def start(self, what: str, total: int) -> None:
-        """A new line for `total` rows of work."""
-        if self._progress is not None:
-            self._job = self._progress.add_task(what, total=total, words="")
+        """A new line for `total` rows of work; the one before it is done."""
+        self._next(what, total)
 
     def say(self, what: str) -> None:
-        """A line for work whose length is not known."""
-        if self._progress is not None:
-            self._job = self._progress.add_task(what, total=None, words="")
+        """A new line for work whose length is not known; the one before it is done."""
+        self._next(what, None)
 
     def advance(self, rows: int, words: str) -> None:
         if self._progress is not None and self._job is not None:
             self._progress.update(self._job, advance=rows, words=words)
+
+    def _next(self, what: str, total: int | None) -> None:
+        if self._progress is not None:
+            self._done()
+            self._job = self._progress.add_task(what, total=total, words="")
+
+    def _done(self) -> None:
+        """Stop the clock of the current line; work of unknown length is then whole."""
+        if self._job is not None:
+            if self._progress.tasks[self._job].total is None:
+                self._progress.update(self._job, total=1, completed=1)
+            self._progress.stop_task(self._job)
+            self._job = None
