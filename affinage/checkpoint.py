@@ -100,8 +100,9 @@ def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[st
     for path in sorted(folder.glob("step-*"), reverse=True):
         why = refused(path)
         if why is None:
+            warnings = [f"{warning}; the one before it is used" for warning in warnings]
             return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text(encoding="utf8")), warnings
-        warnings.append(f"checkpoint {path.name} is refused: {why}; the one before it is used")
+        warnings.append(f"checkpoint {path.name} is refused: {why}")
     if warnings:
         raise AffinageError(
             f"no checkpoint in {folder} can be trusted ({warnings[0]}): start again without --resume, with --overwrite"

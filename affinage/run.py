@@ -53,7 +53,7 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
         raise AffinageError("fit needs a model and data: for example affinage fit --model M --data D")
     if state and state["status"] == "finished":
         if wishes.resume:
-            if (out / "checkpoints").exists():  # the mark was its last act
+            if (out / "checkpoints").exists() or not (out / "report.html").exists():  # the mark was its last act, or it was lost
                 explain(out)
             return load(out)
         if not wishes.overwrite:

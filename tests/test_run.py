@@ -490,13 +490,15 @@ def test_a_finished_run_is_left_alone(bert: Path, texts: Path, tmp_path: Path) -
     assert replaced.record["created"] >= made.record["created"] and not (out / "mine.txt").exists()
 
 
-def test_killed_after_the_finished_mark(text_run: affinage.Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_killed_after_the_finished_mark(text_run: affinage.Run, tmp_path: Path, checkpoints: bool) -> None:
     """The report and the card are written from the folder; a resume writes them where a kill came before."""
     out = tmp_path / "run"
     shutil.copytree(text_run.path, out)
     (out / "report.html").unlink()
     (out / "README.md").unlink()
-    (out / "checkpoints/step-000000001").mkdir(parents=True)
+    if checkpoints:  # without, it was the user who removed the report
+        (out / "checkpoints/step-000000001").mkdir(parents=True)
     made = affinage.fit(out=out, resume=True)
     assert made.metrics == text_run.metrics and (out / "report.html").exists() and (out / "README.md").exists()
     assert not (out / "checkpoints").exists()
