@@ -89,14 +89,19 @@ def verdict(run: Run) -> str:
     kept = next((c for c in found if c.kept), None)
     others = [c for c in found if not c.kept]
     n = (known.get("validation") or {}).get("n", 0)
-    if kept and others and kept.value in (0.0, 1.0) and all(c.value == kept.value for c in others):
-        said.append(f"<b>Validation cannot tell the candidates apart</b>: all got {share(kept.value)}.")
+    frozen = next((c for c in found if c.solved), None)
+    if kept and frozen and others and frozen.value == max(c.value for c in found if not c.solved):
+        winner = "frozen head" if kept.solved else "tuned network"
+        said.append(
+            f"<b>Tuning and the frozen head got the same {share(kept.value)}</b> on validation; "
+            f"by its log loss the {winner} was kept."
+        )
     elif kept and kept.solved and others:
         best = max(c.value for c in others)
         reached = f"reached {share(best)} on validation, the frozen head {share(kept.value)}"
         said.append(f"<b>Tuning did not help</b>, so the frozen head was kept: tuning {reached}.")
     elif kept and others:
-        first = next((c for c in others if c.solved), others[0])
+        first = frozen or others[0]
         low, high = wilson(round(kept.value * n), n) if n else (kept.value, kept.value)
         luck = f" On {n:,} rows the difference may be luck." if low <= first.value <= high else ""
         said.append(
@@ -105,7 +110,8 @@ def verdict(run: Run) -> str:
         )
     elif known.get("kept") and known.get("status") in (None, "finished"):
         how = "the best on validation" if found else "without a validation split to choose by"
-        said.append(f"Kept: {text(words.kept(known))}, {how}.")
+        one = len(known.get("plan", {}).get("stages", [])) == 1 and words.stage_kept(known).get("how") == "solve"
+        said.append("Only the head was fitted; the network stayed frozen." if one else f"Kept: {text(words.kept(known))}, {how}.")
     final, precision = (known.get("validation") or {}).get("accuracy"), (known.get("hardware") or {}).get("precision")
     if kept and final not in (None, kept.value) and precision != "fp32":
         said.append(f"While it learned it was measured in {text(precision)}; saved, in fp32, it gets {share(final)} there.")

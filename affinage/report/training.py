@@ -44,10 +44,11 @@ def learning(run: Run) -> str:
     back = " What tuning changed was put back, for the frozen head was better." if any(p.how == "put back" for p in parts) else ""
     lora = f" Learned as low-rank updates of rank {plan['lora']}." if plan.get("lora") and not back else ""
     fresh = " Its weights were drawn anew: only the architecture was reused." if plan.get("fresh") else ""
+    portion = learned / (total or 1)
     rest = ", the rest stayed frozen" if learned < total and not back else ""
     return (
         f"<section><h2>What learned</h2><p>{text(what)}: <b class=accent>{count(learned)}</b> of {count(total)} parameters "
-        f"({share(learned / (total or 1))}) learned{rest}.{back}{lora}{fresh}</p>"
+        f"({share(portion) if portion >= 0.001 else 'under 0.1 %'}) learned{rest}.{back}{lora}{fresh}</p>"
         f'<div class="net{" many" if len(parts) > 14 else ""}">{"".join(cells)}</div>'
         '<p class="soft small">From input to output; the stronger the colour, the higher the learning rate; grey is frozen.</p>'
         '<div class="scroll"><table class="list"><thead><tr><th>part</th><th class="n">parameters</th>'

@@ -43,6 +43,14 @@ def test_a_small_difference_is_called_what_it_is(made_run: Any) -> None:
     assert "On 100 rows the difference may be luck" in said
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"), [("body, epoch 1", "the tuned network was kept"), ("head", "the frozen head was kept")]
+)
+def test_equal_accuracy_is_not_called_help(made_run: Any, kept: str, said: str) -> None:
+    found = headline.verdict(read(written(made_run(["a", "b"]), 0.75, [0.75], kept)))
+    assert "Tuning and the frozen head got the same 75.0 %" in found and said in found and "helped" not in found
+
+
 def test_a_frozen_head_that_won_shows_the_score_that_tuning_really_had(made_run: Any) -> None:
     folder = written(made_run(["a", "b"]), 0.8, [0.6, 0.7], "head")
     said = headline.verdict(read(folder))
