@@ -94,6 +94,9 @@ def fit(
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
     label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,
+    hand_over: Annotated[
+        Word, _option("auto|FACTOR", "Factor on the solved head's logits before the layers below it train.")
+    ] = None,
     average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
     leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
     text_column: TextColumn = None,

@@ -4,8 +4,8 @@
     python benchmarks/search.py --base FOLDER --only cifar10 --labels 10,100 --try full --try two-stage
     python benchmarks/search.py --table
 
-A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, `steps` (the
-least number of updates, for few rows) and `hand_over` (the factor by which the solved head's logits are scaled before stage 2).
+A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, and `steps`,
+the least number of updates, for few rows.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
 is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most 500 held-out rows.
 """
@@ -28,7 +28,7 @@ from arms import HERE, PICTURES, SEARCH_SEEDS, TEXT, append, digest, lines, spli
 from affinage.measure.interval import paired
 
 HELD = 500  # rows that score a candidate
-OURS = {"steps": int, "hand_over": float}  # what a candidate may change beside the settings of `fit`
+OURS = {"steps": int}  # what a candidate may change beside the settings of `fit`
 
 
 class Bench:
@@ -78,7 +78,7 @@ class Bench:
         if "steps" in changes:
             stage = replace(stage, epochs=max(stage.epochs, math.ceil(changes["steps"] / math.ceil(len(self.y) / stage.batch))))
         if arm == "two-stage":
-            _put(linear, self.head, changes.get("hand_over", 1.0))
+            _put(linear, self.head, stage.hand_over)
         torch.manual_seed(self.seed + 1000)
         if arm == "scratch":
             for module in inputs.model.modules():
