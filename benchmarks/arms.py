@@ -8,7 +8,8 @@ One line a finished cell (suite, variant, data set, labels a class, arm, seed); 
 progress. Seeds are the outermost loop, so that a partial file is balanced over data sets and arms. Arms are plans of affinage,
 and `trainer`: the Hugging Face Trainer with its default arguments. All get the same rows (the fingerprint in the line tells),
 tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 500 rows at most.
-The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split is read.
+The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split
+is read.
 """
 
 from __future__ import annotations
