@@ -112,14 +112,7 @@ class ImageClassification:
         model = pretrained.load(
             transformers.AutoModelForImageClassification, source, classes, task=self.name, fresh=fresh, revision=revision
         )
-        processor = pretrained.guarded(
-            lambda: transformers.AutoImageProcessor.from_pretrained(
-                source, revision=revision, trust_remote_code=False, backend="pil"
-            ),
-            source,
-            self.name,
-        )
-        return model, processor
+        return model, pretrained.image_processor(source, task=self.name, revision=revision)
 
     def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> ImageRows:
         """Every picture decoded and resized once, as the checkpoint's own processor does it."""
