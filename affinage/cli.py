@@ -293,7 +293,7 @@ def _anatomy(model: str, revision: str | None) -> None:
     """Print the addresses of a model and how many parameters each holds. Only its architecture is read, never its weights."""
     import numpy as np
 
-    from affinage import tasks
+    from affinage import headed, tasks
     from affinage.net import Net
 
     errors: list[AffinageError] = []
@@ -310,7 +310,7 @@ def _anatomy(model: str, revision: str | None) -> None:
             example = Image.new("RGB", (64, 64))
         rows = task.encode([example], processor, network)
         net = Net.of(network, rows.batch(np.arange(1)))
-        typer.echo(f"{model}: {type(network).__name__}, {task.name}")
+        typer.echo(f"{model}: {headed.architecture(network)}, {task.name}")
         for row in net.anatomy():
             typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")
         return
