@@ -34,6 +34,7 @@ FLOORS: dict[int, set[str]] = {
         "facts",
         "features",
         "fit",
+        "headed",
         "labels",
         "lora",
         "net",

@@ -71,6 +71,8 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
         top.append(("kept", words.kept(known)))
     if known.get("drift") is not None:
         top.append(("drift", f"{known['drift']:.3g}"))
+    if apart := words.apart(model):
+        top.append(("loads with", apart))
     learned: Pairs = [("plan", f"{plan.get('name', '')}: {words.stages(plan)}")] if plan else []
     for part in words.anatomy(known):
         learned.append((part.name, f"{words.count(part.parameters)} parameters, {part.how}"))
