@@ -96,7 +96,7 @@ def computed_once(
     if all(len(one) == 1 for one in lengths) and len(set.union(*lengths)) > 1:
         return uncut("each split has rows of one length only, and not the same", address)
     try:  # through rows of different lengths, if any split has some
-        cut = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths))), precision)
+        cut = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision)
     except Uncuttable as error:
         return uncut(str(error), address)
     if cut.share < PAYS:

@@ -29,8 +29,8 @@ NAME = re.compile("[0-9a-f]{64}")  # of an entry: nothing else in the folder is 
 UNFINISHED = ".affinage-"
 STALE = 3600  # seconds without a write after which an unfinished entry is taken to be a dead process's
 KEPT_FREE = 0.1  # share of the free disk that the store leaves to the run itself
-SEEN = 256 * 2**20  # bytes of a map looked at before its pages are given back: memory stays flat over any number of rows
-AROUND = 2**16  # bytes that the kernel maps around one that is looked at
+SEEN = 256 * 2**20  # most bytes of a larger entry that are held mapped: memory stays flat over any number of rows
+AROUND = 2**21  # most that the kernel maps around a row that is looked at: a huge page
 
 
 @dataclass(frozen=True)
@@ -67,29 +67,33 @@ class Entry:
             np.frombuffer(v, c.plain).reshape(c.units(lengths), *c.shape) if len(v) else np.empty((0, *c.shape), c.plain)
             for c, v in zip(columns, values, strict=True)
         ]
+        self.nbytes = sum(v.nbytes for v in self.values)
         self._seen = 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(v.nbytes for v in self.values)
-
     def read(self, column: int, rows: np.ndarray) -> np.ndarray:
         """(units, *shape): a copy of the given rows' values, row after row."""
         values, ragged = self.values[column], self.columns[column].ragged
-        if not ragged:
-            found = values[self.starts[rows, 1]]
-        else:
-            parts = [values[start : start + n] for start, n in zip(self.starts[rows, 0], self.lengths[rows], strict=True)]
-            found = np.concatenate(parts) if parts else values[:0].copy()
-        self._seen += found.nbytes + AROUND * len(rows)
-        if self._seen > SEEN and self.maps:
+        starts = self.starts[rows, 0 if ragged else 1].tolist()
+        counts = self.lengths[rows].tolist() if ragged else [1] * len(starts)
+        found = np.empty((sum(counts), *values.shape[1:]), values.dtype)
+        at = 0
+        for start, count in zip(starts, counts, strict=True):
+            found[at : at + count] = values[start : start + count]
+            at += count
+            if self.nbytes > SEEN:
+                self._looked(found[at - count : at].nbytes)
+        return found
+
+    def _looked(self, size: int) -> None:
+        """Give the pages of the maps back now and then: they stay in the kernel's cache, but are no longer ours."""
+        self._seen += size + AROUND
+        if self._seen > SEEN and hasattr(mmap, "MADV_DONTNEED"):
             self._seen = 0
             for pages in self.maps:
-                pages.madvise(mmap.MADV_DONTNEED)  # from this process; they stay in the kernel's cache while there is room
-        return found
+                pages.madvise(mmap.MADV_DONTNEED)
 
 
 class Writer:
@@ -115,7 +119,11 @@ class Writer:
             file = (part / f"{i}.bin").open("wb")
             self.files.append(file)
             if size and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so now, not after an hour
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so now, not after an hour
+                except OSError:
+                    self.__exit__()
+                    raise
 
     def __enter__(self) -> Writer:
         return self
@@ -129,8 +137,6 @@ class Writer:
 
     def add(self, rows: np.ndarray, values: Sequence[np.ndarray]) -> None:
         """(units, *shape) of each column for the given rows, row after row."""
-        self.starts[rows, 0] = self.tokens + np.concatenate([[0], np.cumsum(self.lengths[rows])[:-1]])
-        self.starts[rows, 1] = self.rows + np.arange(len(rows))
         for i, (column, array) in enumerate(zip(self.columns, values, strict=True)):
             expected = (column.units(self.lengths[rows]), *column.shape)
             if array.shape != expected or array.dtype != column.plain:
@@ -142,6 +148,8 @@ class Writer:
             else:
                 self.files[i].write(plain)
                 self.hashes[i].update(plain)
+        self.starts[rows, 0] = self.tokens + np.concatenate([[0], np.cumsum(self.lengths[rows])[:-1]])
+        self.starts[rows, 1] = self.rows + np.arange(len(rows))
         self.tokens += int(self.lengths[rows].sum())
         self.rows += len(rows)
 
@@ -255,11 +263,7 @@ class Store:
         if size > free:
             raise OSError(errno.ENOSPC, f"it needs {size / 2**20:,.0f} MB, {free / 2**20:,.0f} MB are free")
         part = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}writing-", dir=self.folder))
-        try:
-            return Writer(columns, lengths, part, self.folder / key)
-        except OSError:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        return Writer(columns, lengths, part, self.folder / key)
 
     def entries(self) -> list[Listed]:
         """What is stored, the latest used first."""
