@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
 from affinage.features import autocast
@@ -165,7 +165,8 @@ class Cut:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             if of is None:
                 stack.pop()
-            done.append((tuple(stack), module, output))
+            # a copy: what follows may write into it in place
+            done.append((tuple(stack), module, tree_map_only(torch.Tensor, torch.clone, output)))
 
         try:
             for module in self.names if of is None else of:
@@ -226,12 +227,13 @@ class Cut:
             for j, leaf in enumerate(leaves)
             if isinstance(leaf, torch.Tensor)
         }
-        want = self._forward(batch, values).logits
+
+        want = self._forward(batch, _copied(values)).logits
         needed: dict[int, list[int]] = defaultdict(list)
         for place, value in values.items():
             try:
-                got = self._forward(batch, {**values, place: _spoiled(value)}).logits
-            except (RuntimeError, ValueError, IndexError):  # an index out of range, for one
+                got = self._forward(batch, {**_copied(values), place: _spoiled(value)}).logits
+            except Exception:  # an index out of range, a check of the model's own
                 got = None
             if got is None or not torch.equal(got, want):
                 needed[place[0]].append(place[1])
@@ -379,6 +381,11 @@ def _tokens(batch: Batch) -> int:
     """The length of the longest row in tokens; 0 where the input has none."""
     first = batch.get("attention_mask", batch.get("input_ids"))
     return first.shape[1] if first is not None else 0
+
+
+def _copied(values: Mapping[tuple[int, int], torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
+    """Tensors of their own: the model may write into them in place."""
+    return {place: value.clone() for place, value in values.items()}
 
 
 def _spoiled(tensor: torch.Tensor) -> torch.Tensor:

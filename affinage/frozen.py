@@ -99,6 +99,8 @@ def computed_once(
         cut = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision)
     except Uncuttable as error:
         return uncut(str(error), address)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # it is trained all the same
+        return uncut(f"looking at it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})", address)
     if cut.share < PAYS:
         return uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
     columns = [_column(layout.dtype, layout.unit, bool(layout.tokens)) for layout in cut.layouts()]

@@ -289,7 +289,10 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         start=bar.start,
         advance=bar.advance,
     )
-    story.cuts.setdefault(stage.name, found.facts)
+    before = story.cuts.setdefault(stage.name, found.facts)
+    if found.facts["why"] and not before["why"]:
+        print(f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr)
+        story.cuts[stage.name] = found.facts
     return found
 
 

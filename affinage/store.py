@@ -232,7 +232,7 @@ class Store:
     def find(self, key: str) -> tuple[Entry | None, str]:
         """(the entry, "") if it is there and holds what was written; (None, why) if it was damaged and is dropped; (None, "")."""
         path = self.folder / key
-        if not path.is_dir():
+        if not os.path.isdir(path):  # of a folder that may not be looked into: no
             return None, ""
         try:
             told = json.loads((path / "entry.json").read_text(encoding="utf8"))
@@ -241,7 +241,7 @@ class Store:
                 if digest(path / name) != expected:
                     raise ValueError(f"{name} is not the file that was written")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if not path.is_dir():  # made room for another's meanwhile
+            if not os.path.isdir(path):  # made room for another's meanwhile
                 return None, ""
             self._drop(path)
             return None, f"the cache entry {path.name[:12]} is damaged ({error}): it is computed again"

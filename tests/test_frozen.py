@@ -160,6 +160,14 @@ def test_no_blocks(cache: Path) -> None:
     assert "no chain of two or more blocks" in found.facts["why"] and found.facts["address"] is None
 
 
+def test_a_look_that_fails_is_no_reason_to_stop(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a shape\nthat nobody expected")
+
+    monkeypatch.setattr(frozen, "Cut", broken)
+    assert once(bert()).facts["why"] == "looking at it failed (RuntimeError: a shape that nobody expected)"
+
+
 def test_a_stage_goes_on_as_it_began(cache: Path) -> None:
     before = {"address": "blocks.2", "why": "0.1 MB fit neither in x nor in memory"}
     assert once(bert(), before=before).facts == before
