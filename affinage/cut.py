@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from affinage.features import autocast
 from affinage.net import Net
@@ -253,11 +254,11 @@ class Cut:
     def _share(self, batch: Batch) -> float:
         """Of the arithmetic of a forward pass (matrix products and convolutions), the share below the cut."""
         with torch.no_grad():
-            with FlopCounterMode(display=False) as below:
+            with _Arithmetic() as below:
                 self.capture(batch)
-            with FlopCounterMode(display=False) as whole:
+            with _Arithmetic() as whole:
                 self.model(**batch)
-        return below.get_total_flops() / max(1, whole.get_total_flops())
+        return below.total / max(1, whole.total)
 
     @torch.no_grad()
     def _check(self, rows: Rows, low: int, long: int) -> None:
@@ -326,6 +327,21 @@ class Cut:
                     module.__dict__.pop("forward", None)
                 else:
                     module.forward = forward  # type: ignore[method-assign]
+
+
+class _Arithmetic(TorchDispatchMode):
+    """Counts the multiplications and additions of matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **kwargs, out_val=out)
+        return out
 
 
 class Resumed(nn.Module):
