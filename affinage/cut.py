@@ -150,7 +150,7 @@ class Cut:
 
     def resume(self, batch: Batch, values: list[torch.Tensor]) -> Any:
         """The model's own output for `batch`, from what `capture` returned for its rows."""
-        return self._forward(batch, dict(zip(self.kept, values, strict=True)))
+        return self._forward(batch, _copied(dict(zip(self.kept, values, strict=True))))
 
     # ------------------------------------------------------------------------------------------- what happens below the cut
     def _outputs(self, batch: Batch, of: set[nn.Module] | None = None) -> list[tuple[nn.Module, TreeSpec, list[Any]]]:

@@ -212,6 +212,9 @@ def test_what_a_module_left_is_written_into() -> None:
     cut = Cut(Net.of(model, rows.whole), 2, rows)
     with torch.no_grad():
         assert torch.equal(Resumed(cut)(**beside(cut, rows.whole)).logits, model(**rows.whole).logits)
+        values = cut.capture(rows.whole)
+        for _ in range(2):
+            assert torch.equal(cut.resume(rows.whole, values).logits, model(**rows.whole).logits)
 
 
 def test_padding_that_counts() -> None:
