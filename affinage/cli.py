@@ -97,6 +97,9 @@ def fit(
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
     label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,
+    hand_over: Annotated[
+        Word, _option("auto|FACTOR", "Factor on the solved head's logits before the layers below it train.")
+    ] = None,
     average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
     leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
     cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
@@ -325,7 +328,7 @@ def _anatomy(model: str, revision: str | None) -> None:
     """Print the addresses of a model and how many parameters each holds. Only its architecture is read, never its weights."""
     import numpy as np
 
-    from affinage import tasks
+    from affinage import headed, tasks
     from affinage.net import Net
 
     errors: list[AffinageError] = []
@@ -342,7 +345,7 @@ def _anatomy(model: str, revision: str | None) -> None:
             example = Image.new("RGB", (64, 64))
         rows = task.encode([example], processor, network)
         net = Net.of(network, rows.batch(np.arange(1)))
-        typer.echo(f"{model}: {type(network).__name__}, {task.name}")
+        typer.echo(f"{model}: {headed.architecture(network)}, {task.name}")
         for row in net.anatomy():
             typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")
         return

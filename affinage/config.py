@@ -109,6 +109,8 @@ class Settings(BaseModel):
     label_smoothing: Share | Auto = _setting(
         "auto", "a share from 0 to below 1, or auto"
     )  # of the target's mass; auto: the plan's
+    # factor on the solved head's logits before the layers below it train; auto: the plan's
+    hand_over: Factor | Auto = _setting("auto", "a factor above 0 and up to 1, or auto")
     average: Share | Auto = _setting(
         "auto", "a share from 0 to below 1, or auto"
     )  # window of averaged weights, share of the steps

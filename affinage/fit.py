@@ -222,7 +222,7 @@ class Fitting:
         """Train to the end of the stage.
 
         `evaluate()` scores the network as it stands, higher is better, or returns None without a validation split;
-        `save()` writes a checkpoint, at each epoch's end and every `interval()` seconds;
+        `save()` writes a checkpoint, every `interval()` seconds;
         `advance(rows, words)` moves the progress bar.
         """
         progress, every = self.progress, interval()
@@ -267,6 +267,7 @@ class Fitting:
             progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
             tick()
             records.flush()
-            save()
-            saved = time.perf_counter()
+            if time.perf_counter() - saved > every:  # not after every epoch: with few rows it would cost more than the training
+                save()
+                saved = time.perf_counter()
         self.put(self.best)

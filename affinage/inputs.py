@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, labels, plans, pooling, rates, tasks
+from affinage import config, headed, labels, plans, pooling, rates, tasks
 from affinage import data as reading
 from affinage.check import check, clean, summary, without_leaks
 from affinage.errors import AffinageError
@@ -133,7 +133,10 @@ def _model(settings: config.Settings, task: Task, classes: Sequence[str]) -> tup
             raise AffinageError(
                 "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
             )
-        return _fitted(copy.deepcopy(model), classes), processor  # what was given stays as it is
+        model = copy.deepcopy(model)  # what was given stays as it is
+        if task.kind == "image" and headed.is_bare(model):
+            return headed.of(model, classes, processor), processor
+        return _fitted(model, classes), processor
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
     return task.load(settings.model, classes, fresh=fresh, revision=settings.revision)
@@ -225,10 +228,11 @@ def plan_json(inputs: Inputs) -> dict[str, Any]:
         "model": {
             "source": _source(inputs.settings.model),
             "revision": getattr(inputs.model.config, "_commit_hash", None) or inputs.settings.revision,
-            "architecture": type(inputs.model).__name__,
+            "architecture": headed.architecture(inputs.model),
             "parameters": sum(p.numel() for p in inputs.model.parameters()),
             "pooling": inputs.pooling,
             "anatomy": anatomy,
+            **({"head_file": headed.HEAD} if isinstance(inputs.model, headed.Headed) else {}),
         },
         "data": {
             "source": data.source,

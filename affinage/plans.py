@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from affinage import rates
@@ -10,6 +11,10 @@ from affinage.errors import choose
 from affinage.net import Net
 from affinage.types import Plan, Rates, Stage
 
+# A head solved to its optimum is sure of most rows, and a row that is right and sure moves nothing below it. At 0.3 of its
+# logits it still says where to go, and leaves the layers something to learn (benchmarks/search.py).
+HAND_OVER = 0.3
+STEPS = 40  # updates at least: ten epochs of 16 rows are ten updates, too few for any head (benchmarks/search.py)
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
 
 
@@ -25,20 +30,25 @@ class Wishes:
     batch_size: int | Literal["auto"] = "auto"
     label_smoothing: float | Literal["auto"] = "auto"
     average: float | Literal["auto"] = "auto"
+    hand_over: float | Literal["auto"] = "auto"
     augment: str = "auto"
     lora_rank: int = 8
 
 
 def body_rate(kind: str, parameters: int) -> float:
-    """Peak rate of the top block. Small encoders take, and need, more: 1e-4 beat 5e-5 for the 22 M of MiniLM (benchmarks)."""
+    """Peak rate of the top block. Small networks take, and need, more: 1e-4 for the 22 M of MiniLM, 1e-3 for 3 M of a ResNet.
+
+    With 3e-4 that ResNet stayed 4 to 9 points below in one stage, and 1 to 2 either way in two (benchmarks/search.py).
+    """
     if kind == "image" and parameters < 15e6:
-        return 3e-4
+        return 1e-3
     return 1e-4 if parameters < 50e6 else 5e-5 if parameters < 100e6 else 2e-5
 
 
-def passes(rows: int, scratch: bool) -> int:
-    """Epochs: ten for few labels, fewer as rows grow, never below three; a network that starts from nothing gets the same."""
-    return 10 if rows <= 1500 else 5 if rows <= 10_000 else 3
+def passes(rows: int, batch: int) -> int:
+    """Epochs: ten for few rows, more where these are fewer than `STEPS` updates, fewer as rows grow, never below three."""
+    usual = 10 if rows <= 1500 else 5 if rows <= 10_000 else 3
+    return max(usual, math.ceil(STEPS / math.ceil(rows / batch)))
 
 
 def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience: bool) -> Plan:
@@ -60,13 +70,14 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
     head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
     decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if fresh else 0.85
-    epochs = wishes.epochs or passes(rows, fresh)
+    batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
+    epochs = wishes.epochs or passes(rows, batch)
     fit = Stage(
         "body",
         "fit",
         rates.decayed(net, rate, decay, max(head, rate) if fresh else head, depth),
         epochs=epochs,
-        batch=wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64),
+        batch=batch,
         weight_decay=0.05 if fresh else 0.0,
         label_smoothing=wishes.label_smoothing if wishes.label_smoothing != "auto" else 0.0,
         average=wishes.average if wishes.average != "auto" else 0.0,
@@ -76,21 +87,16 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     )
     if name in ("scratch", "full"):
         return Plan(name, (fit,), fresh=fresh)
+    fit = replace(fit, hand_over=wishes.hand_over if wishes.hand_over != "auto" else HAND_OVER)
     if name == "lora":
         rate = (
             wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3
         )  # ten times that of full training (LoRA without regret)
         table: Rates = (("*lora_*", rate), ("head", head), ("*", None))
-        return Plan(name, (solve, _with(fit, rates=table)), lora=wishes.lora_rank)
+        return Plan(name, (solve, replace(fit, rates=table)), lora=wishes.lora_rank)
     if name == "gradual":
         return Plan(name, (solve, *_gradual(net, fit, rate, decay, head)))
     return Plan(name, (solve, fit))
-
-
-def _with(stage: Stage, **changes: object) -> Stage:
-    from dataclasses import replace
-
-    return replace(stage, **changes)  # type: ignore[arg-type]
 
 
 def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> list[Stage]:
@@ -99,6 +105,12 @@ def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> li
     steps = sorted({max(1, round(depth * (i + 1) / min(depth, fit.epochs))) for i in range(min(depth, fit.epochs))})
     share = [fit.epochs // len(steps) + (i < fit.epochs % len(steps)) for i in range(len(steps))]
     return [
-        _with(fit, name=f"top-{k}", rates=rates.decayed(net, rate, decay, head, k), epochs=n)
+        replace(
+            fit,
+            name=f"top-{k}",
+            rates=rates.decayed(net, rate, decay, head, k),
+            epochs=n,
+            hand_over=fit.hand_over if k == steps[0] else 1.0,
+        )
         for k, n in zip(steps, share, strict=True)
     ]

@@ -8,6 +8,12 @@ from typing import Any
 
 from affinage.errors import AffinageError
 
+# What every plain image processor does, and is told by the numbers in preprocessor_config.json.
+STEPS = {
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+}
+
 
 def quiet() -> None:
     """Keep transformers' own bars and hints (missing head weights: ours are solved) out of the user's terminal."""
@@ -61,8 +67,8 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
         raise
 
 
-def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bool, revision: str | None, **options: Any) -> Any:
-    """A model of the auto class `auto` with a head for `classes`; `fresh` reuses its architecture only."""
+def configured(source: Any, classes: Sequence[str], *, task: str, revision: str | None) -> Any:
+    """The model's configuration, with the names of these classes."""
     import transformers
 
     quiet()
@@ -75,6 +81,12 @@ def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bo
     )
     if hasattr(config, "problem_type"):
         config.problem_type = "single_label_classification"
+    return config
+
+
+def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bool, revision: str | None, **options: Any) -> Any:
+    """A model of the auto class `auto` with a head for `classes`; `fresh` reuses its architecture only."""
+    config = configured(source, classes, task=task, revision=revision)
     if fresh:
         return guarded(lambda: auto.from_config(config, trust_remote_code=False, **options), source, task)
     return guarded(
@@ -90,3 +102,40 @@ def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bo
         source,
         task,
     )
+
+
+def image_processor(source: str | Path, *, task: str, revision: str | None) -> Any:
+    """The checkpoint's image processor, of the Pillow backend, so that torchvision is never needed.
+
+    Some (DINOv3's) were written for torchvision alone. What they do is to resize, rescale and normalise by the numbers in
+    preprocessor_config.json: ViT's, which does just that with Pillow, takes the same numbers.
+
+    Raises:
+        AffinageError: no preprocessor_config.json, or one that does not say what is needed.
+    """
+    import transformers
+
+    def numbers() -> dict[str, Any]:
+        return transformers.ImageProcessingMixin.get_image_processor_dict(source, revision=revision)[0]
+
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False, backend="pil")
+    except OSError as error:
+        if "containing a preprocessor_config.json" in str(error):
+            raise AffinageError(
+                f"{source} has no preprocessor_config.json, which says how the model wants its pictures (size, mean, deviation): "
+                "copy it from the checkpoint that the model came from"
+            ) from error
+        raise AffinageError(f"cannot load the image processor of {source}: {' '.join(str(error).split())}") from error
+    except (ImportError, ValueError):  # by whether its type is told in the file or by the model's
+        said = {name: value for name, value in guarded(numbers, source, task).items() if value is not None}
+    if "auto_map" in said:
+        raise AffinageError(f"the image processor of {source} is code of its own, which is never run: choose another model")
+    wanted = {"size": "do_resize", "image_mean": "do_normalize", "image_std": "do_normalize"}
+    missing = [name for name, step in wanted.items() if said.get(step, True) and name not in said]
+    if missing:
+        raise AffinageError(
+            f"the image processor of {source} needs torchvision, and preprocessor_config.json does not say {', '.join(missing)}, "
+            "with which Pillow could do the same: add it"
+        )
+    return transformers.ViTImageProcessorPil(**{name: value for name, value in said.items() if name in STEPS})

@@ -227,6 +227,8 @@ def _fit(
         weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
     frozen = _frozen(story, stage, bar)
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
+    if stage.hand_over != 1.0:
+        _temper(inputs.net, stage.hand_over)
     fitting = Fitting(
         inputs.net,
         stage,
@@ -271,6 +273,7 @@ def _fit(
         story.carried |= {n: t.clone() for n, t in fitting.learned().items()}
     else:
         fitting.put(start)
+        story.put()  # the head as it was solved, before the hand-over
         details["worse_than_before"] = True
     scores = _validate(inputs, frozen)
     story.outcomes.append(Outcome(stage.name, Cost(progress.seconds, progress.cpu_seconds), scores, details))
@@ -294,6 +297,16 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         print(f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr)
         story.cuts[stage.name] = found.facts
     return found
+
+
+def _temper(net: Net, factor: float) -> None:
+    """Scale the head's logits: no prediction changes, but rows that the head is sure of pull at the layers below it again."""
+    linear = net.head_linear
+    assert linear is not None, "prepare() refuses to solve such a head"
+    with torch.no_grad():
+        linear.weight.mul_(factor)
+        if linear.bias is not None:
+            linear.bias.mul_(factor)
 
 
 def _rank(inputs: Inputs, scores: Mapping[str, Any]) -> list[float]:

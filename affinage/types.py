@@ -103,6 +103,9 @@ class Stage:
     label_smoothing: float = 0.0
     average: float = 0.0  # exponential moving average of the weights, as a share of the steps; 0 for none
     patience: int = 0  # epochs without a better validation score before it stops; 0 for never
+    hand_over: float = (
+        1.0  # factor on the head's logits before the stage begins; a solved head is too sure to teach the layers below
+    )
     dropout: bool = True  # the checkpoint's own dropout, in the parts that train
     augment: str = "none"  # "none", "light" or "strong"; images only
 

@@ -7,8 +7,9 @@
 One line a finished cell (suite, variant, data set, labels a class, arm, seed); a killed run loses no cell but the one in
 progress. Seeds are the outermost loop, so that a partial file is balanced over data sets and arms. Arms are plans of affinage,
 and `trainer`: the Hugging Face Trainer with its default arguments. All get the same rows (the fingerprint in the line tells),
-tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 1,000 rows at most.
-The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split is read.
+tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 500 rows at most.
+The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split
+is read.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SUITES: dict[str, tuple[tuple[tuple[str, int], ...], int]] = {
 PICTURES = ("hymenoptera", "pacs/photo", "cifar10")
 OWN_TEST = {"customer_reviews": 0.25, "pacs/photo": 0.3}  # no split of their own: this share, stratified, seed 0
 SEARCH_TEST = 0.25  # share of train that stands in for the test split
-MOST_TESTED = 1000  # test rows of a text set, stratified, seed 0: an fp32 pass over more would cost more than the training
+MOST_TESTED = 500  # test rows of a text set, stratified, seed 0: an fp32 pass over more would cost more than the training
 SEARCH_SEEDS = 1000  # the first seed of a search, far from those that are reported
 FIXED = {
     "model",

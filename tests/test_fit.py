@@ -123,7 +123,7 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
     seen = run(made, tmp_path / "records.jsonl")
     losses = [r.value for r in read(tmp_path / "records.jsonl") if r.name == "loss"]
     assert len(losses) == 8 and losses[-1] < 0.5 * losses[0]
-    assert seen == (["8"] * 3 + ["save"]) * 8  # every row once an epoch, a checkpoint at its end
+    assert seen == ["8"] * 3 * 8  # every row once an epoch, and no checkpoint within the first minute
     assert made.progress.step == made.steps == 24 and made.progress.seconds > 0
 
 

@@ -36,6 +36,7 @@ FLOORS: dict[int, set[str]] = {
         "features",
         "fit",
         "frozen",
+        "headed",
         "labels",
         "lora",
         "net",

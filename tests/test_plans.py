@@ -100,9 +100,11 @@ def test_wishes_are_heard(known: tuple[Net, str]) -> None:
         label_smoothing=0.1,
         average=0.2,
         augment="strong",
+        hand_over=0.5,
     )
     stage = make("two-stage", network, kind, 500, wishes, patience=False).stages[1]
     assert (stage.epochs, stage.batch, stage.label_smoothing, stage.average, stage.augment) == (4, 5, 0.1, 0.2, "strong")
+    assert stage.hand_over == 0.5
     table = rates.resolve(network, stage.rates)
     found = {network.parameters[name]: rate for name, rate in table.items()}
     count = len(network.blocks)
@@ -111,13 +113,28 @@ def test_wishes_are_heard(known: tuple[Net, str]) -> None:
         assert found.get(f"blocks.{k}", 0) == pytest.approx(3e-6 * 0.5 ** (count - 1 - k))
 
 
+def test_only_a_solved_head_is_tempered_and_only_once(known: tuple[Net, str]) -> None:
+    for name in NAMES:
+        fits = [stage for stage in make(name, *known, 500, Wishes(epochs=3), patience=True).stages if stage.how == "fit"]
+        solved = name not in ("scratch", "full", "frozen")
+        assert [stage.hand_over for stage in fits] == ([plans.HAND_OVER] if solved else [1.0])[: len(fits)] + [1.0] * (
+            len(fits) - 1
+        )
+
+
 def test_more_rows_fewer_epochs_and_larger_models_lower_rates() -> None:
-    epochs = [plans.passes(rows, False) for rows in (10, 1500, 1501, 10_000, 10_001, 10**7)]
+    epochs = [plans.passes(rows, 16) for rows in (10, 1500, 1501, 10_000, 10_001, 10**7)]
     assert epochs == sorted(epochs, reverse=True) and epochs[-1] >= 3
     sizes = (1e6, 22e6, 66e6, 110e6, 1e9)
     for kind in ("text", "image"):
         found = [plans.body_rate(kind, int(size)) for size in sizes]
         assert found == sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 48, 100])
+def test_few_rows_get_enough_updates(rows: int) -> None:
+    steps = plans.passes(rows, 16) * -(-rows // 16)
+    assert steps >= plans.STEPS
 
 
 def test_unknown_plan() -> None:

@@ -6,11 +6,15 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as T
+from PIL import Image
 
+from affinage import pretrained
 from affinage.errors import AffinageError
 from affinage.tasks.image_classification import task as images
 from affinage.tasks.text_classification import task as texts
@@ -133,3 +137,50 @@ def test_nothing_is_said_on_the_screen(folder: Path, capfd: pytest.CaptureFixtur
     texts.load(folder, ("a", "b"), fresh=False, revision=None)
     told = capfd.readouterr()
     assert told.out == "" and told.err == ""
+
+
+# ----------------------------------------------------------------------------------------------------- image processors
+def rewrite(folder: Path, **changes: Any) -> None:
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_a_processor_for_torchvision_gives_its_numbers(tmp_path: Path) -> None:
+    """Against what the published processor does in torch: rescale, resize with antialiasing, normalise; to a step of a byte."""
+    folder = tiny.dinov3(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    raw = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
+    resized = torch.nn.functional.interpolate(raw, (32, 32), mode="bilinear", antialias=True)[0]
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    for kind in ("DINOv3ViTImageProcessorFast", "DINOv3ViTImageProcessor", None):
+        rewrite(folder, image_processor_type=kind)
+        processor = pretrained.image_processor(folder, task="image-classification", revision=None)
+        assert type(processor) is T.ViTImageProcessorPil
+        found = processor(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+        assert ((found * std + mean) - resized).abs().max() < 1 / 255
+    rewrite(folder, do_center_crop=True, crop_size={"height": 16, "width": 24})
+    cropped = pretrained.image_processor(folder, task="image-classification", revision=None)
+    assert cropped(Image.fromarray(pixels), return_tensors="pt")["pixel_values"].shape == (1, 3, 16, 24)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (None, "has no preprocessor_config.json, which says how the model wants its pictures"),
+        ({"image_mean": None, "size": None}, "preprocessor_config.json does not say size, image_mean, with which Pillow"),
+        ({"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "code.Own"}}, "is code of its own"),
+        ("{", "cannot load the image processor of"),
+    ],
+    ids=["none", "incomplete", "code", "broken"],
+)
+def test_a_processor_that_cannot_be(tmp_path: Path, changes: Any, why: str) -> None:
+    folder = tiny.dinov3(tmp_path / "model")
+    if changes is None:
+        (folder / "preprocessor_config.json").unlink()
+    elif isinstance(changes, str):
+        (folder / "preprocessor_config.json").write_text(changes)
+    else:
+        rewrite(folder, **changes)
+    with pytest.raises(AffinageError) as error:
+        pretrained.image_processor(folder, task="image-classification", revision=None)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value) and why in str(error.value)

@@ -217,6 +217,18 @@ def test_a_better_second_stage_is_kept(bert: Path, tmp_path: Path) -> None:
     assert made.record["validation"]["accuracy"] == body["accuracy"] and made.record["drift"] > 0.01
 
 
+def test_the_hand_over_changes_no_prediction_and_a_worse_stage_undoes_it(bert: Path, texts: Path, tmp_path: Path) -> None:
+    from affinage.net import Net
+    from affinage.run import _temper
+
+    model = T.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).eval()
+    batch = {"input_ids": torch.randint(5, 20, (8, 6)), "attention_mask": torch.ones(8, 6, dtype=torch.long)}
+    net = Net.of(model, batch)
+    before = model(**batch).logits
+    _temper(net, 0.3)
+    assert torch.allclose(model(**batch).logits, 0.3 * before, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(AffinageError, match=r"the loss is .* lower --learning-rate"):
         affinage.fit(bert, texts, plan="full", out=tmp_path / "run", learning_rate=1e30, precision="fp32", **QUICK)

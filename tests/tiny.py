@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,4 +126,32 @@ def pictures(folder: Path, train: int = 36, validation: int = 12, test: int = 12
             path = folder / split / kind / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def dinov3(folder: Path, kind: str = "vit") -> Path:
+    """A random DINOv3 encoder ("vit" or "convnext") for pictures of 32 x 32, with the processor file of the published ones."""
+    torch.manual_seed(0)
+    if kind == "vit":
+        sizes = dict(
+            hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+        )
+        T.DINOv3ViTModel(T.DINOv3ViTConfig(**sizes, num_register_tokens=4, initializer_range=0.2)).save_pretrained(folder)
+    else:
+        shape = dict(hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 2, 1], layer_scale_init_value=0.5, initializer_range=0.2)
+        T.DINOv3ConvNextModel(T.DINOv3ConvNextConfig(**shape)).save_pretrained(folder)
+    said = dict(
+        do_resize=True,
+        size={"height": 32, "width": 32},
+        resample=2,
+        do_center_crop=None,
+        crop_size=None,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+        image_processor_type="DINOv3ViTImageProcessorFast",
+    )
+    (folder / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf8")
     return folder

@@ -9,6 +9,7 @@ import torch
 import transformers as T
 from torch import nn
 
+from affinage.headed import of
 from affinage.types import Batch
 
 
@@ -91,6 +92,13 @@ def stages(form: str, *depths: int) -> list[str]:
 
 def small_resnet(*outs: str) -> T.ResNetConfig:
     return T.ResNetConfig(embedding_size=16, layer_type="basic", out_features=list(outs), **STAGES)
+
+
+def headed(kind: str, **sizes: object) -> nn.Module:
+    """An image encoder of transformers with a head of ours."""
+    torch.manual_seed(0)
+    encoder = getattr(T, f"{kind}Model")(getattr(T, f"{kind}Config")(**sizes))
+    return of(encoder, ("a", "b", "c"), T.ViTImageProcessorPil(size={"height": 32, "width": 32}))
 
 
 def detr() -> tuple[nn.Module, Batch]:
@@ -185,6 +193,12 @@ FAMILIES: dict[str, Family] = {
         num_attention_heads=2,
         image_size=32,
         patch_size=16,
+    ),
+    "dinov3_vit": Family(lambda: (headed("DINOv3ViT", **VIT), images()), row("encoder.model.layer"), "head"),
+    "dinov3_convnext": Family(
+        lambda: (headed("DINOv3ConvNext", **STAGES), images()),
+        stages("convnext.encoder.stages.{}.layers.{}", 1, 2, 1, 1),
+        "classifier",
     ),
     "swin": family(
         "SwinForImageClassification",

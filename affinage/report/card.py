@@ -57,7 +57,7 @@ def metadata(known: dict[str, Any]) -> str:
     ]
     tags = ["affinage", *filter(None, [task, plan.get("name")])]
     return ModelCardData(
-        library_name="transformers",
+        library_name="affinage" if words.apart(model) else "transformers",
         pipeline_tag=task or None,
         base_model=based,
         tags=list(dict.fromkeys(tags)),
@@ -83,11 +83,17 @@ def _opening(known: dict[str, Any]) -> str:
         f"{_text(words.name_of(data.get('source')))} with affinage "
         f"{_text(known.get('affinage', ''))}.\n\n"
         + (f"It tells {len(classes)} classes apart: {shown}.\n\n" if classes else "")
-        + (
-            f'```python\nfrom transformers import pipeline\n\nclassify = pipeline("{re.sub(r"[^a-z-]", "", task)}", '
-            f'model="path/to/this/folder")\n```'
-        )
+        + _loading(model, task)
     )
+
+
+def _loading(model: dict[str, Any], task: str) -> str:
+    """How to use the folder: with plain transformers, but for one whose head is in a file of its own."""
+    if apart := words.apart(model):
+        code = 'import affinage\n\nclassify = affinage.load("path/to/this/folder").predict'
+        return f"{_text(apart)}.\n\n```python\n{code}\n```"
+    name = re.sub(r"[^a-z-]", "", task)
+    return f'```python\nfrom transformers import pipeline\n\nclassify = pipeline("{name}", model="path/to/this/folder")\n```'
 
 
 def _results(known: dict[str, Any]) -> str:

@@ -66,6 +66,8 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
         top.append(("kept", str(known["kept"])))
     if known.get("drift") is not None:
         top.append(("drift", f"{known['drift']:.3g}"))
+    if apart := words.apart(model):
+        top.append(("loads with", apart))
     learned: Pairs = [("plan", f"{plan.get('name', '')}: {words.stages(plan)}")] if plan else []
     for name, parameters, trained, rate in words.anatomy(model.get("anatomy") or []):
         learned.append(

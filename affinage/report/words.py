@@ -48,6 +48,16 @@ def interval(scores: dict[str, Any], name: str) -> str:
     return f"{number(name, ends[0])} to {number(name, ends[1])}" if ends else ""
 
 
+def apart(model: dict[str, Any]) -> str:
+    """What to know of a folder whose head is in a file of its own, or ""."""
+    if not model.get("head_file"):
+        return ""
+    return (
+        f"transformers has no image classifier for {model.get('architecture', 'this encoder')}, so plain pipeline() cannot use "
+        f"this folder: affinage.load can; AutoModel loads the encoder, and {model['head_file']} holds the head"
+    )
+
+
 def count(value: float | None) -> str:
     """22713216 as "22.7 M"."""
     if value is None:

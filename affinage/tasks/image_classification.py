@@ -97,7 +97,7 @@ def resized(processor: Any, pictures: Sequence[Any]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """Any architecture that `AutoModelForImageClassification` knows."""
+    """Any architecture that `AutoModelForImageClassification` knows, and image encoders with no such head (DINOv3)."""
 
     name: str = "image-classification"
     kind: str = "image"
@@ -107,19 +107,15 @@ class ImageClassification:
         """(model, image processor); the processor of the Pillow backend, so that torchvision is never needed."""
         import transformers
 
-        from affinage import pretrained
+        from affinage import headed, pretrained
 
+        if headed.lacks_head(pretrained.configured(source, classes, task=self.name, revision=revision)):
+            processor = pretrained.image_processor(source, task=self.name, revision=revision)
+            return headed.load(source, classes, processor, task=self.name, fresh=fresh, revision=revision), processor
         model = pretrained.load(
             transformers.AutoModelForImageClassification, source, classes, task=self.name, fresh=fresh, revision=revision
         )
-        processor = pretrained.guarded(
-            lambda: transformers.AutoImageProcessor.from_pretrained(
-                source, revision=revision, trust_remote_code=False, backend="pil"
-            ),
-            source,
-            self.name,
-        )
-        return model, processor
+        return model, pretrained.image_processor(source, task=self.name, revision=revision)
 
     def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> ImageRows:
         """Every picture decoded and resized once, as the checkpoint's own processor does it."""
