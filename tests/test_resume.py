@@ -84,7 +84,7 @@ def environment(**more: str) -> dict[str, str]:
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     made = Commands(tmp_path_factory.mktemp("commands"))
     yield made
-    made.process.communicate(timeout=10)  # closes both pipes
+    made.process.communicate(timeout=60)  # closes both pipes
 
 
 @pytest.fixture(scope="module")
