@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+cache_app = typer.Typer(help="What was computed once and is kept on the disk.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 Word = str | None
@@ -96,6 +99,8 @@ def fit(
     ] = None,
     average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
     leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
+    cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
+    cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -244,6 +249,36 @@ def check(
             typer.echo("nothing found")
     if any(finding.severity in ("leak", "error") for finding in findings):
         raise typer.Exit(1)
+
+
+@cache_app.command("list")
+def cache_list(as_json: Json = False) -> None:
+    """What is kept, the latest used first."""
+    import time
+
+    from affinage import store
+
+    folder = store.folder()
+    entries = store.Store(folder, 0).entries()
+    if as_json:
+        rows = [{"key": one.path.name, "bytes": one.bytes, "used": one.used, **one.about} for one in entries]
+        _print_json({"folder": str(folder), "entries": rows})
+        return
+    for one in entries:
+        about = ", ".join(f"{name} {value}" for name, value in one.about.items())
+        hours = (time.time() - one.used) / 3600
+        typer.echo(f"{one.path.name[:12]}  {one.bytes / 1e6:10,.1f} MB  used {hours:,.1f} hours ago  {about}")
+    typer.echo(f"{len(entries)} entries, {sum(one.bytes for one in entries) / 1e6:,.1f} MB in {folder}")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Drop all of it; runs that are reading go on."""
+    from affinage import store
+
+    folder = store.folder()
+    freed = store.Store(folder, 0).clear()
+    typer.echo(f"{freed / 1e6:,.1f} MB freed in {folder}")
 
 
 # ------------------------------------------------------------------------------------------------------------ helpers

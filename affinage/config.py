@@ -115,6 +115,10 @@ class Settings(BaseModel):
         "auto", "a share from 0 to below 1, or auto"
     )  # window of averaged weights, share of the steps
 
+    # What is computed once
+    cache: Literal["auto", "off"] = _setting("auto", "auto or off")  # auto: what is frozen runs once where that pays
+    cache_gb: Rate = _setting(4.0, "a number of gigabytes above 0")  # 4 GB: 100,000 short sentences of MiniLM
+
     # What happens to the folder, and on the screen
     resume: bool = _setting(False, "true or false")  # go on from the last checkpoint in `out`
     overwrite: bool = _setting(False, "true or false")  # a folder with a run in it is otherwise left alone

@@ -69,6 +69,7 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         "finished": now(),
         "stages": [asdict(o) for o in story.outcomes],
         "kept": story.kept,
+        "cuts": story.cuts,
         "cost": asdict(total),
         "cost_parts": {"encoding": asdict(encoding), "measuring": asdict(clock_test.cost())},
         "drift": drift,

@@ -77,7 +77,9 @@ class Fitting:
         seed: int,
         precision: str,
         weights: torch.Tensor | None,
+        forward: torch.nn.Module | None = None,
     ):
+        """`forward`: what gives the logits of a batch where that is not the whole network, but what is above a cut."""
         self.net, self.stage, self.task, self.rows, self.targets = (
             net,
             stage,
@@ -86,6 +88,7 @@ class Fitting:
             torch.from_numpy(np.ascontiguousarray(targets)),
         )
         self.seed, self.precision = seed, precision
+        self.forward = forward if forward is not None else net.model
         self.where = device()
         self.weights = weights.to(self.where) if weights is not None else None
         self.table = rates.resolve(net, stage.rates)
@@ -182,7 +185,7 @@ class Fitting:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
         with autocast(self.precision):
-            logits = self.net.model(**inputs).logits
+            logits = self.forward(**inputs).logits
         loss = self.task.loss(
             logits, self.targets[batch].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing
         )

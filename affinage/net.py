@@ -54,10 +54,12 @@ class Net:
             else:  # never read: with its block if it lies in one, so that the block is still trained as a whole
                 inside = [k for k, block in enumerate(blocks) if name.startswith(block + ".")]
                 where[name] = f"blocks.{inside[0]}" if inside else "stem"
-        places = {trace.names[module]: address(calls[0].start) for module, calls in trace.calls.items()}
-        for k, block in enumerate(blocks):
-            # A module that does nothing in eval mode (a Dropout that ends a block) shares its time with what follows it.
-            places |= {name: f"blocks.{k}" for name in places if name == block or name.startswith(block + ".")}
+        # By order of entry, not by time: what does nothing in eval mode (a Dropout) shares its time with what follows it.
+        entries = [trace.calls[modules[name]][0].enter for name in blocks]
+        places = {}
+        for module, calls in trace.calls.items():
+            k = sum(entry <= calls[0].enter for entry in entries) - 1
+            places[trace.names[module]] = f"blocks.{k}" if k >= 0 else "stem"
         why = "" if blocks else f"no chain of two or more blocks found in {type(model).__name__}: all but the head is the stem"
         head_name = last[0] if exact and isinstance(modules[last[0]], nn.Linear) else None
         return cls(model, blocks, head_name, why, where, places)

@@ -20,6 +20,7 @@ from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
 from affinage.fit import Fitting
+from affinage.frozen import Frozen, computed_once
 from affinage.inputs import Inputs, check_data, plan_json, plan_of, prepare, told
 from affinage.lora import adapt, merge
 from affinage.net import Net
@@ -119,6 +120,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         story.carried = {k.removeprefix("carried."): v.to(device()) for k, v in tensors.items() if k.startswith("carried.")}
         story.outcomes = [Outcome(o["stage"], Cost(**o["cost"]), o["validation"], o["details"]) for o in saved["outcomes"]]
         story.stage, story.kept, story.order = saved["stage"], saved["kept"], saved["order"]
+        story.cuts = saved.get("cuts", {})
     story.records = Records(out / "records.jsonl", keep=saved.get("records") if resumed else None)
     with Bar(quiet=settings.quiet) as bar, closing(story.records):
         cost = _encode(inputs, bar)
@@ -234,6 +236,7 @@ def _fit(
     if inputs.settings.class_weights == "balanced":
         counts = np.maximum(np.bincount(targets, minlength=len(inputs.classes)), 1)
         weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
+    frozen = _frozen(story, stage, bar)
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
     if stage.hand_over != 1.0:
         _temper(inputs.net, stage.hand_over)
@@ -241,21 +244,24 @@ def _fit(
         inputs.net,
         stage,
         inputs.task,
-        inputs.rows["train"],
+        frozen.rows["train"],
         targets,
         seed=inputs.settings.seed,
         precision=inputs.precision,
         weights=weights,
+        forward=frozen.forward,
     )
     start = {n: t.clone() for n, t in fitting.learned().items()}
     if going and tensors is not None:
         fitting.restore(tensors, going)
         checkpoint.set_random_state(whole, _random(story.out))
+    fitting.progress.seconds += frozen.facts.get("seconds", 0.0)
+    fitting.progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
     before = story.outcomes[-1].validation if story.outcomes else None
     last: dict[str, Any] = {}
 
     def evaluate() -> list[float] | None:
-        scores = _validate(inputs)
+        scores = _validate(inputs, frozen)
         last.clear()
         last.update(scores)
         if not scores:
@@ -280,8 +286,28 @@ def _fit(
         fitting.put(start)
         story.put()  # the head as it was solved, before the hand-over
         details["worse_than_before"] = True
-    scores = _validate(inputs)
+    scores = _validate(inputs, frozen)
     story.outcomes.append(Outcome(stage.name, Cost(progress.seconds, progress.cpu_seconds), scores, details))
+
+
+def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
+    """What the stage does not teach, computed once where that can be and pays."""
+    inputs, settings = story.inputs, story.inputs.settings
+    found = computed_once(
+        inputs.net,
+        stage,
+        {name: rows for name, rows in inputs.rows.items() if name in ("train", "validation")},
+        precision=inputs.precision,
+        budget=settings.cache_gb if settings.cache == "auto" else 0,
+        before=story.cuts.get(stage.name),
+        start=bar.start,
+        advance=bar.advance,
+    )
+    before = story.cuts.setdefault(stage.name, found.facts)
+    if found.facts["why"] and not before["why"]:
+        print(f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr)
+        story.cuts[stage.name] = found.facts
+    return found
 
 
 def _temper(net: Net, factor: float) -> None:
@@ -305,11 +331,14 @@ def _random(out: Path) -> dict[str, Any]:
     return found[1]["random"]
 
 
-def _validate(inputs: Inputs) -> dict[str, Any]:
+def _validate(inputs: Inputs, frozen: Frozen | None = None) -> dict[str, Any]:
     """The scores of the network as it is on the validation split, or nothing where there is none."""
     if inputs.data.validation is None:
         return {}
-    _, logits = passed(inputs.model, inputs.rows["validation"], inputs.precision)
+    if frozen is None:
+        _, logits = passed(inputs.model, inputs.rows["validation"], inputs.precision)
+    else:
+        _, logits = passed(frozen.forward, frozen.rows["validation"], inputs.precision)
     return inputs.task.score(logits, np.asarray(inputs.data.validation.targets))
 
 

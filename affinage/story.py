@@ -26,6 +26,7 @@ class Story:
         self.kept = "base"
         self.order = 0  # of the last checkpoint
         self.stage = 0  # that comes next
+        self.cuts: dict[str, dict[str, Any]] = {}  # by stage: where it was cut, what that took, or why it was not
         self.records: Records
         self.base_features: np.ndarray | None = None
 
@@ -42,6 +43,7 @@ class Story:
                 "stage": self.stage,
                 "outcomes": [asdict(o) for o in self.outcomes],
                 "kept": self.kept,
+                "cuts": self.cuts,
                 "records": self.records.count,
                 "fitting": state if fitting else None,
                 "fingerprint": self.inputs.fingerprint,

@@ -98,6 +98,13 @@ def test_where_the_edges_are() -> None:
     assert both == [f"{head}_classifier.{p}" for head in ("cls", "distillation") for p in ("weight", "bias")]
 
 
+def test_a_dropout_stands_where_it_is_called() -> None:
+    """It takes no time in eval mode: the one that ends the stem must not pass for the beginning of block 0."""
+    assert Net.of(*FAMILIES["gpt2"].make()).places["transformer.drop"] == "stem"
+    places = Net.of(*FAMILIES["vit"].make()).places
+    assert places["vit.embeddings.dropout"] == "stem" and places["vit.layers.1"] == "blocks.1"
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model, batch = FAMILIES["resnet"].make()
     model.train()

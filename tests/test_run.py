@@ -109,7 +109,7 @@ def test_run_json(kind: str, request: pytest.FixtureRequest) -> None:
     story = json.loads((made.path / "run.json").read_text())
     assert story == made.record
     began = {"affinage", "created", "task", "plan", "model", "data", "seed", "settings", "versions", "commit", "hardware"}
-    ended = {"status", "finished", "stages", "kept", "cost", "cost_parts", "drift", "validation", "test"}
+    ended = {"status", "finished", "stages", "kept", "cuts", "cost", "cost_parts", "drift", "validation", "test"}
     assert story.keys() == began | ended
     assert story["status"] == "finished" and story["task"] == f"{kind}-classification" and story["seed"] == 0
     assert story["model"].keys() == {"source", "revision", "architecture", "parameters", "pooling", "anatomy"}

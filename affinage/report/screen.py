@@ -90,6 +90,8 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
                 f"{words.duration(cost.get('seconds'))}, processor {words.duration(cost.get('cpu_seconds'))}{reached}",
             )
         )
+        if cut := words.cut((known.get("cuts") or {}).get(stage["stage"]) or {}):
+            spent.append(("", cut))
     if known.get("cost"):
         spent.append(
             (

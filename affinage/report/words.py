@@ -178,6 +178,21 @@ def kept(known: dict[str, Any]) -> str:
     return f"the {'network trained from nothing' if plan.get('fresh') else 'tuned network'} ({word})"
 
 
+def cut(facts: dict[str, Any]) -> str:
+    """Where a stage began and what that took; or why it went through the whole network, where it need not have."""
+    address, why = facts.get("address"), facts.get("why")
+    if not address:
+        return ""
+    if why:
+        return f"not cut before {address}: {why}"
+    size, seconds = (
+        f"{facts['bytes'] / 1e6:,.1f} MB {'on the disk' if facts['kept'] == 'disk' else 'in memory'}",
+        facts["seconds"],
+    )
+    done = "reused" if facts["reused"] else f"computed once in {duration(seconds)}"
+    return f"cut before {address}: {share(facts['share'])} of each forward pass {done}, {size}"
+
+
 def stages(plan: dict[str, Any]) -> str:
     """The plan's stages in one line: "head (solve), body (fit, 8 epochs)"."""
     said = []

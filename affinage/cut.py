@@ -1,0 +1,410 @@
+"""Cut: a network in two at a block. What is frozen below runs once (`capture`); the rest goes on from what it left (`Resumed`).
+
+No table per architecture. Below the cut are the outermost modules that have finished when block k begins. On resuming, the
+model's own forward runs with each of them replaced by a stub that returns what the module left. Most of what they left is never
+looked at again: which of it reaches the logits is found by spoiling one tensor after the other. So masks, skip connections,
+several backbones and encoder outputs need no code of their own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+from torch.utils.flop_counter import flop_registry
+
+from affinage.features import autocast
+from affinage.net import Net
+from affinage.types import Batch, Rows
+
+CAPTURED = "captured."  # the names under which what was captured travels in a batch: captured.0, captured.1, ...
+CLOSE = 1e-4  # largest difference of logits, as a share of the largest one, that rounding explains in fp32
+
+
+class Uncuttable(Exception):
+    """The network cannot be cut there; the message says why, in half a sentence."""
+
+
+class _Stop(Exception):
+    """Block k has been reached."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor's shape follows from the batch, and in what order its dimensions lie in memory."""
+
+    sizes: tuple[int, ...]  # as seen; `batch` and `tokens` tell which of them change
+    batch: int | None  # the dimension that grows with the rows, None if there is none
+    times: int  # its size, a row
+    tokens: tuple[int, ...]  # the dimensions that are as long as the longest row
+    order: tuple[int, ...]  # dimensions from the slowest to the fastest in memory, rows first, then tokens
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, one: torch.Tensor, fewer: torch.Tensor, shorter: torch.Tensor, rows: tuple[int, int], tokens: int) -> Layout:
+        """From three looks: `one` of `rows[0]` rows of `tokens` tokens, `fewer` of `rows[1]` rows, `shorter` of fewer tokens."""
+        if not one.dim() == fewer.dim() == shorter.dim():
+            raise Uncuttable("the number of dimensions of what it leaves changes from batch to batch")
+        batch, times, long = None, 1, []
+        for d, (a, b, c) in enumerate(zip(one.shape, fewer.shape, shorter.shape, strict=True)):
+            if a != b and batch is None and a % rows[0] == 0 and a // rows[0] * rows[1] == b:
+                batch, times = d, a // rows[0]
+            elif a == b and b != c and a == tokens:
+                long.append(d)
+            elif not a == b == c:
+                raise Uncuttable(f"what it leaves has a shape that follows neither rows nor tokens: {tuple(one.shape)}")
+        strides = one.stride()
+        first = [d for d in (batch, *long) if d is not None]
+        rest = sorted((d for d in range(one.dim()) if d not in first), key=lambda d: -strides[d])
+        return cls(tuple(one.shape), batch, times, tuple(long), (*first, *rest), one.dtype)
+
+    def shape(self, rows: int, tokens: int) -> tuple[int, ...]:
+        """Of the tensor for a batch of `rows` rows, the longest of `tokens` tokens."""
+        return tuple(
+            rows * self.times if d == self.batch else tokens if d in self.tokens else n for d, n in enumerate(self.sizes)
+        )
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """The shape of what is kept a token, or a row where nothing grows with tokens."""
+        rest = tuple(self.sizes[d] for d in self.order if d != self.batch and d not in self.tokens)
+        return rest if self.tokens else (self.times, *rest)
+
+    def pack(self, tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(units, *unit): row after row; of a row with tokens only the real ones, which `mask` (B, T) tells."""
+        laid = tensor.permute(self.order)
+        if self.tokens:
+            return laid[mask.bool()] if mask is not None else laid.flatten(0, 1)
+        return laid.reshape(-1, *self.unit)
+
+    def unpack(self, units: torch.Tensor, mask: torch.Tensor | None, rows: int, tokens: int) -> torch.Tensor:
+        """The inverse of `pack`; zeros where a row has no token."""
+        units = units.to(self.dtype)
+        if not self.tokens:
+            laid = units.reshape(rows * self.times, *self.unit[1:])
+        elif mask is None:
+            laid = units.reshape(rows, tokens, *self.unit)
+        else:
+            laid = units.new_zeros(rows, tokens, *self.unit)
+            laid[mask.bool()] = units
+        return laid.permute([self.order.index(d) for d in range(len(self.order))])
+
+
+@dataclass
+class Left:
+    """One call of a module below the cut: its output, with a layout for each tensor and the value of everything else."""
+
+    module: nn.Module
+    name: str
+    turn: int  # which call of this module it is, from 0
+    spec: TreeSpec
+    leaves: list[Any]
+    again: bool = False  # run it again: it is cheap and depends on no row (rotary embeddings, a norm of a table)
+
+
+class Cut:
+    """A network cut before block k. `share`: how much of the arithmetic of a forward pass lies below, from 0 to 1."""
+
+    def __init__(self, net: Net, k: int, rows: Rows, precision: str = "fp32") -> None:
+        """Look at the network through a few rows; leaves it in eval mode, draws no random number.
+
+        Raises:
+            Uncuttable: it has no blocks, or goes on otherwise from what is kept than from the rows themselves.
+        """
+        if not net.blocks:
+            raise Uncuttable(net.why)
+        self.model, self.k, self.block = net.model, k, net.model.get_submodule(net.blocks[k])
+        self.address = f"blocks.{k}"
+        self.names = {module: name for name, module in net.model.named_modules()}
+        self.where = next(net.model.parameters()).device
+        self.model.eval()
+        low, long = _two_rows(rows)
+        looks = [self.placed(rows.batch(np.asarray(chosen))) for chosen in ([long, low, long], [long, low], [low, low])]
+        self.left = self._layouts(*looks)
+        self.kept = self._kept(looks[0])  # (call, leaf) of what is stored, in order
+        self.share = self._share(looks[0])
+        self._check(rows, low, long)
+        if precision != "fp32":
+            self._retype(looks[0], precision)
+
+    def layouts(self) -> list[Layout]:
+        """Of what `capture` returns, in its order."""
+        return [self.left[i].leaves[j] for i, j in self.kept]
+
+    @torch.no_grad()
+    def capture(self, batch: Batch) -> list[torch.Tensor]:
+        """Run what is below the cut, and no more; what the rest needs of it. Call it in eval mode."""
+        found = self._outputs(batch, {self.left[i].module for i, _ in self.kept})
+        made: dict[nn.Module, list[list[Any]]] = defaultdict(list)
+        for module, _, leaves in found:
+            made[module].append(leaves)
+        return [made[self.left[i].module][self.left[i].turn][j] for i, j in self.kept]
+
+    def resume(self, batch: Batch, values: list[torch.Tensor]) -> Any:
+        """The model's own output for `batch`, from what `capture` returned for its rows."""
+        return self._forward(batch, _copied(dict(zip(self.kept, values, strict=True))))
+
+    # ------------------------------------------------------------------------------------------- what happens below the cut
+    def _outputs(self, batch: Batch, of: set[nn.Module] | None = None) -> list[tuple[nn.Module, TreeSpec, list[Any]]]:
+        """(module, structure, leaves) of each outermost call that ends before the block begins; of all modules or of some."""
+        done: list[tuple[tuple[nn.Module, ...], nn.Module, Any]] = []
+        stack: list[nn.Module] = []
+        around: set[nn.Module] = set()
+        hooks = [self.block.register_forward_pre_hook(_stop)]
+
+        def enter(module: nn.Module, args: Any) -> None:
+            stack.append(module)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if of is None:
+                stack.pop()
+            # a copy: what follows may write into it in place
+            done.append((tuple(stack), module, tree_map_only(torch.Tensor, torch.clone, output)))
+
+        try:
+            for module in self.names if of is None else of:
+                if of is None and module is not self.block:
+                    hooks.append(module.register_forward_pre_hook(enter))
+                hooks.append(module.register_forward_hook(leave))
+            self.model(**batch)
+            raise Uncuttable(f"{self.names[self.block]} is not called for every batch")
+        except _Stop:
+            around = set(stack)  # modules that the block stands in: not finished
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [(m, *reversed(tree_flatten(output))) for above, m, output in done if around.issuperset(above)]
+
+    def placed(self, batch: Batch) -> Batch:
+        """The batch on the network's device; pictures channels last, as the loop has them."""
+        moved = {k: v.to(self.where) for k, v in batch.items()}
+        if "pixel_values" in moved:
+            moved["pixel_values"] = moved["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return moved
+
+    @torch.no_grad()
+    def _layouts(self, three: Batch, two: Batch, short: Batch) -> list[Left]:
+        """What is left by each call below the cut."""
+        looks = [self._outputs(batch) for batch in (three, two, short)]
+        if not all([m for m, _, _ in look] == [m for m, _, _ in looks[0]] for look in looks):
+            raise Uncuttable("which modules run below it changes from batch to batch")
+        found: list[Left] = []
+        for (module, spec, leaves), (_, spec2, leaves2), (_, spec3, leaves3) in zip(*looks, strict=True):
+            if not spec == spec2 == spec3:
+                raise Uncuttable(f"the structure of what {self.names[module]} leaves changes from batch to batch")
+            laid = [
+                Layout.of(a, b, c, (3, 2), _tokens(three)) if isinstance(a, torch.Tensor) else a
+                for a, b, c in zip(leaves, leaves2, leaves3, strict=True)
+            ]
+            turn = sum(call.module is module for call in found)
+            found.append(Left(module, self.names[module], turn, spec, laid))
+        return found
+
+    @torch.no_grad()
+    def _retype(self, batch: Batch, precision: str) -> None:
+        """The dtypes that the calls leave in another precision; the looks above were in fp32, where errors show."""
+        with autocast(precision):
+            found = self._outputs(batch)
+        for call, (_, _, leaves) in zip(self.left, found, strict=True):
+            call.leaves = [
+                replace(mine, dtype=new.dtype) if isinstance(mine, Layout) else mine
+                for mine, new in zip(call.leaves, leaves, strict=True)
+            ]
+
+    @torch.no_grad()
+    def _kept(self, batch: Batch) -> list[tuple[int, int]]:
+        """Which of the tensors left below the cut reach the logits: those that change them when spoiled."""
+        values = {
+            (i, j): leaf
+            for i, (_, _, leaves) in enumerate(self._outputs(batch))
+            for j, leaf in enumerate(leaves)
+            if isinstance(leaf, torch.Tensor)
+        }
+
+        want = self._forward(batch, _copied(values)).logits
+        needed: dict[int, list[int]] = defaultdict(list)
+        for place, value in values.items():
+            try:
+                got = self._forward(batch, {**_copied(values), place: _spoiled(value)}).logits
+            except Exception:  # an index out of range, a check of the model's own
+                got = None
+            if got is None or not torch.equal(got, want):
+                needed[place[0]].append(place[1])
+        kept: list[tuple[int, int]] = []
+        for i, places in needed.items():
+            layouts: list[Layout] = [self.left[i].leaves[j] for j in places]
+            if all(layout.batch is None for layout in layouts):
+                self.left[i].again = True
+            elif any(layout.batch is None or len(layout.tokens) > 1 for layout in layouts):
+                raise Uncuttable(f"{self.left[i].name} leaves a table of tokens by tokens for what follows")
+            else:
+                kept += [(i, j) for j in places]
+        if not kept:
+            raise Uncuttable("nothing below it reaches the logits")
+        return kept
+
+    def _share(self, batch: Batch) -> float:
+        """Of the arithmetic of a forward pass (matrix products and convolutions), the share below the cut."""
+        with torch.no_grad():
+            with _Arithmetic() as below:
+                self.capture(batch)
+            with _Arithmetic() as whole:
+                self.model(**batch)
+        return below.total / max(1, whole.total)
+
+    @torch.no_grad()
+    def _check(self, rows: Rows, low: int, long: int) -> None:
+        """A row captured alone and resumed beside a longer one, and the other way round, has the logits of the whole network."""
+        both, one, other = (self.placed(rows.batch(np.asarray(chosen))) for chosen in ([low, long], [low], [long]))
+        alone = self.packed(one)
+        joined = [torch.cat(units) for units in zip(alone, self.packed(other), strict=True)]
+        parted = [units[: len(mine)] for units, mine in zip(self.packed(both), alone, strict=True)]
+        for batch, units in ((both, joined), (one, parted)):
+            want, got = self.model(**batch).logits, self._forward(batch, self._unpacked(batch, units)).logits
+            mask = batch.get("attention_mask")
+            if mask is not None and want.shape[:2] == mask.shape and want.dim() == 3:  # logits a token: padding has no meaning
+                want, got = want[mask.bool()], got[mask.bool()]
+            if got.shape != want.shape or not (got - want).abs().max() <= CLOSE * want.abs().max() + 1e-7:
+                raise Uncuttable("what it gives for a row depends on the rows beside it, or on their padding")
+
+    def packed(self, batch: Batch) -> list[torch.Tensor]:
+        """What was captured of a batch, as units: see `Layout.pack`."""
+        mask = batch.get("attention_mask")
+        return [layout.pack(v, mask) for v, layout in zip(self.capture(batch), self.layouts(), strict=True)]
+
+    def _unpacked(self, batch: Batch, units: list[torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
+        mask, size = batch.get("attention_mask"), _size(batch)
+        return {
+            place: layout.unpack(u, mask, size, _tokens(batch))
+            for place, layout, u in zip(self.kept, self.layouts(), units, strict=True)
+        }
+
+    # -------------------------------------------------------------------------------------------------------------- stubs
+    def _forward(self, batch: Batch, values: Mapping[tuple[int, int], torch.Tensor]) -> Any:
+        with self._stubs(values, _size(batch), _tokens(batch)):
+            return self.model(**batch)
+
+    @contextmanager
+    def _stubs(self, values: Mapping[tuple[int, int], torch.Tensor], rows: int, tokens: int) -> Iterator[None]:
+        """Every module below the cut returns, at its first calls, what is in `values`, or zeros where nothing looks at it."""
+        calls: dict[nn.Module, list[int]] = defaultdict(list)
+        for i, call in enumerate(self.left):
+            calls[call.module].append(i)
+
+        def stub(module: nn.Module, turns: Iterator[int], own: Any) -> Any:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                i = next(turns, None)
+                if i is None or self.left[i].again:  # called once more above the cut, or cheap
+                    return own(*args, **kwargs)
+                leaves = [
+                    values[i, j]
+                    if (i, j) in values
+                    else torch.zeros(leaf.shape(rows, tokens), dtype=leaf.dtype, device=self.where)
+                    if isinstance(leaf, Layout)
+                    else leaf
+                    for j, leaf in enumerate(self.left[i].leaves)
+                ]
+                return tree_unflatten(leaves, self.left[i].spec)
+
+            return forward
+
+        before = {module: module.__dict__.get("forward") for module in calls}
+        try:
+            for module, turns in calls.items():
+                module.forward = stub(module, iter(turns), module.forward)  # type: ignore[method-assign]
+            yield
+        finally:
+            for module, forward in before.items():
+                if forward is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.forward = forward  # type: ignore[method-assign]
+
+
+class _Arithmetic(TorchDispatchMode):
+    """Counts the multiplications and additions of matrix products and convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if count := flop_registry.get(func._overloadpacket):
+            self.total += count(*args, **kwargs, out_val=out)
+        return out
+
+
+class Resumed(nn.Module):
+    """The network above a cut: takes the batch of the whole network, with what was captured of its rows as units beside it."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__()
+        self.model = cut.model
+        self.cut = cut
+
+    def forward(self, **batch: torch.Tensor) -> Any:
+        inputs = {k: v for k, v in batch.items() if not k.startswith(CAPTURED)}
+        units = [batch[f"{CAPTURED}{i}"] for i in range(len(self.cut.kept))]
+        return self.cut._forward(inputs, self.cut._unpacked(inputs, units))
+
+
+def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
+    """The number of the lowest block that the rates teach, or of the last one where the head learns alone.
+
+    Nothing that is read before that block learns. None where something below block 0 learns, or there are no blocks. `table` as
+    from `rates.resolve`.
+    """
+    learning = {net.parameters[name] for name, rate in table.items() if rate is not None}
+    if not net.blocks or "stem" in learning:
+        return None
+    return min((int(a.removeprefix("blocks.")) for a in learning if a != "head"), default=len(net.blocks) - 1)
+
+
+def frozen_parameters(net: Net, k: int) -> list[str]:
+    """Names of the parameters that are read before block k begins: they must not learn above a cut there."""
+    below = {"stem", *(f"blocks.{i}" for i in range(k))}
+    return [name for name, address in net.parameters.items() if address in below]
+
+
+def _two_rows(rows: Rows) -> tuple[int, int]:
+    """(the shortest row, a longer one where there is one): the middle one, or the longest."""
+    if len(rows) == 0:
+        raise Uncuttable("there are no rows")
+    order = np.argsort(rows.lengths, kind="stable")
+    low, middle = int(order[0]), int(order[len(order) // 2])
+    return low, middle if rows.lengths[middle] > rows.lengths[low] else int(order[-1])
+
+
+def _stop(module: nn.Module, args: Any) -> None:
+    raise _Stop
+
+
+def _size(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _tokens(batch: Batch) -> int:
+    """The length of the longest row in tokens; 0 where the input has none."""
+    first = batch.get("attention_mask", batch.get("input_ids"))
+    return first.shape[1] if first is not None else 0
+
+
+def _copied(values: Mapping[tuple[int, int], torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
+    """Tensors of their own: the model may write into them in place."""
+    return {place: value.clone() for place, value in values.items()}
+
+
+def _spoiled(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_floating_point():
+        return torch.full_like(tensor, float("nan"))
+    return ~tensor if tensor.dtype == torch.bool else tensor + 1

@@ -1,0 +1,255 @@
+"""Frozen: what a stage does not teach, computed once: whether it pays, where it is kept, and the rows that stand for it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from affinage import __version__, rates, store
+from affinage.batches import by_tokens
+from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
+from affinage.facts import Clock, versions
+from affinage.features import PICTURES, TOKENS, autocast
+from affinage.net import Net
+from affinage.store import Column, Entry, Store, Writer
+from affinage.types import Batch, Rows, Stage
+
+PAYS = 0.05  # least share of a forward pass below the cut: reading a row back is not free (a table of word embeddings has 0)
+GB = 10**9
+
+
+@dataclass
+class Frozen:
+    """What a stage trains on and through; `facts` says in run.json where the cut is and what it took, or why there is none."""
+
+    rows: dict[str, Rows]
+    forward: nn.Module  # the whole network, or what is above the cut
+    facts: dict[str, Any]
+
+
+class Captured:
+    """Rows with what the frozen part makes of them beside them."""
+
+    def __init__(self, rows: Rows, entry: Entry) -> None:
+        self.rows, self.entry = rows, entry
+        self.lengths = rows.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The batch of the whole network, and captured.0, captured.1, ...: (units, ...), row after row."""
+        found = self.rows.batch(rows)
+        for i, column in enumerate(self.entry.columns):
+            units = torch.from_numpy(self.entry.read(i, rows))
+            found[f"{CAPTURED}{i}"] = units.view(torch.bfloat16) if column.dtype == "bfloat16" else units
+        return found
+
+
+def computed_once(
+    net: Net,
+    stage: Stage,
+    rows: Mapping[str, Rows],
+    *,
+    precision: str,
+    budget: float,
+    before: Mapping[str, Any] | None = None,
+    start: Callable[[str, int], None] = lambda what, total: None,
+    advance: Callable[[int, str], None] = lambda rows, words: None,
+) -> Frozen:
+    """The splits with what is frozen in `stage` computed once, or as they are, and why. Draws no random number.
+
+    Args:
+        rows: by split; "train" is among them.
+        budget: of the store, in GB; 0 for no store.
+        before: the facts of this stage where it goes on after a stop: it goes on as it began.
+        start, advance: the progress bar's.
+    """
+    clock = Clock()
+    whole = dict(rows)
+
+    def uncut(why: str, address: str | None = None) -> Frozen:
+        return Frozen(whole, net.model, {"address": address, "why": why})
+
+    if not budget:
+        return uncut("the cache is off")
+    if before and before["why"]:
+        return uncut(before["why"], before["address"])
+    k = lowest(net, rates.resolve(net, stage.rates))
+    if k is None:
+        return uncut(net.why or "what stands before the first block learns")
+    address = f"blocks.{k}"
+    if stage.epochs == 1:
+        return uncut("one epoch looks at each row once", address)
+    if stage.augment != "none":
+        return uncut(f"augmentation '{stage.augment}' changes the rows each time; --augment none computes it once", address)
+    lengths = [set(np.unique(r.lengths).tolist()) for r in rows.values()]
+    if all(len(one) == 1 for one in lengths) and len(set.union(*lengths)) > 1:
+        return uncut("each split has rows of one length only, and not the same", address)
+    try:  # through rows of different lengths, if any split has some
+        cut = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision)
+    except Uncuttable as error:
+        return uncut(str(error), address)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # it is trained all the same
+        return uncut(f"looking at it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})", address)
+    if cut.share < PAYS:
+        return uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
+    columns = [_column(layout.dtype, layout.unit, bool(layout.tokens)) for layout in cut.layouts()]
+    size = _size(columns, rows)
+    if size > budget * GB and precision == "bf16":
+        columns = [_column(torch.bfloat16, c.shape, c.ragged) if c.dtype == "float32" else c for c in columns]
+        size = _size(columns, rows)
+    if size > budget * GB:
+        return uncut(f"{told(size)} are more than --cache-gb {budget:g}", address)
+    place = Store(store.folder(), int(budget * GB))
+    weights = _weights(net, k)
+    facts = {
+        "address": address,
+        "why": "",
+        "share": round(cut.share, 4),
+        "dtype": columns[0].dtype,
+        "bytes": size,
+        "kept": "disk",
+        "reused": True,
+    }
+    ready: dict[str, Rows] = {}
+    for name, split in rows.items():
+        about = _about(net, k, precision, columns, weights, split)
+        found, damage = place.find(store.key(about))
+        if damage:
+            say(damage)
+        if found is None:
+            facts["reused"] = False
+            start(f"stage {stage.name}: {name} up to {address}, once ({told(_size(columns, {name: split}))})", len(split))
+            shown = {"model": type(net.model).__name__, "cut": address, "split": name, "rows": len(split), "precision": precision}
+            found = _filled(cut, split, columns, place, store.key(about), shown, precision, advance)
+        if found is None:
+            return uncut(f"{told(size)} fit neither in {place.folder} nor in memory", address)
+        if not found.maps:
+            facts["kept"] = "memory"
+        ready[name] = Captured(split, found)
+    cost = clock.cost()
+    facts |= {"seconds": round(cost.seconds, 3), "cpu_seconds": round(cost.cpu_seconds, 3)}
+    return Frozen(ready, Resumed(cut), facts)
+
+
+def _filled(
+    cut: Cut,
+    rows: Rows,
+    columns: Sequence[Column],
+    place: Store,
+    key: str,
+    about: Mapping[str, Any],
+    precision: str,
+    advance: Callable[[int, str], None],
+) -> Entry | None:
+    """Every row through the frozen part, on the disk, else in memory; None where neither has room."""
+
+    def fill(writer: Writer) -> Entry:
+        with writer:
+            for batch in by_tokens(rows.lengths, TOKENS if rows.lengths.max(initial=1) > 1 else PICTURES):
+                with autocast(precision):
+                    units = cut.packed(cut.placed(rows.batch(batch)))
+                writer.add(batch, [_plain(u, column) for u, column in zip(units, columns, strict=True)])
+                advance(len(batch), "")
+            return writer.done(about)
+
+    try:
+        return fill(place.write(key, columns, rows.lengths))
+    except OSError as error:
+        size, free = _size(columns, {"": rows}), _free_memory()
+        why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
+        if size > free / 2:
+            say(f"{why}; in memory it would take {told(size)} of the {told(free)} that are free")
+            return None
+        say(f"{why}: {told(size)} stay in memory, for this run only")
+        return fill(store.in_memory(columns, rows.lengths))
+
+
+def say(line: str) -> None:
+    print(f"affinage: {line}", file=sys.stderr)
+
+
+def told(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 10**6:.1f} MB"
+
+
+def _column(dtype: torch.dtype, shape: tuple[int, ...], ragged: bool) -> Column:
+    return Column(str(dtype).removeprefix("torch."), shape, ragged)
+
+
+def _size(columns: Sequence[Column], rows: Mapping[str, Rows]) -> int:
+    return sum(column.size(split.lengths) for column in columns for split in rows.values())
+
+
+def _plain(units: torch.Tensor, column: Column) -> np.ndarray:
+    if column.dtype == "bfloat16":
+        return units.to(torch.bfloat16).view(torch.int16).cpu().numpy()
+    return units.cpu().numpy()
+
+
+def _free_memory() -> float:
+    """Bytes that can be had without swapping."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------- the key
+# What says nothing of the blocks: names of classes, where the model came from, and the head.
+ASIDE = {"id2label", "label2id", "num_labels", "architectures", "_name_or_path", "transformers_version", "problem_type"}
+
+
+def _about(net: Net, k: int, precision: str, columns: Sequence[Column], weights: str, rows: Rows) -> dict[str, Any]:
+    """All that what is stored depends on."""
+    config: Any = net.model.config
+    used = versions()
+    return {
+        "model": type(net.model).__name__,
+        "config": {n: v for n, v in config.to_dict().items() if n not in ASIDE and not n.startswith("affinage")},
+        "attention": getattr(config, "_attn_implementation", None),
+        "weights": weights,
+        "rows": _content(rows),
+        "view": 0,  # the rows as they are; augmented views would be counted from 1
+        "cut": net.blocks[k],
+        "columns": [(c.dtype, c.shape, c.ragged) for c in columns],
+        "precision": precision,
+        "device": next(net.model.parameters()).device.type,
+        "versions": [__version__, used["torch"], used["transformers"], used["numpy"]],
+    }
+
+
+def _weights(net: Net, k: int) -> str:
+    """SHA-256 of every parameter read before block k and of the buffers of modules that are called before it."""
+    total = hashlib.sha256()
+    below = {"stem", *(f"blocks.{i}" for i in range(k))}
+    parameters = dict(net.model.named_parameters())
+    read = [(name, parameters[name]) for name in frozen_parameters(net, k)]
+    buffers = [(n, b) for n, b in net.model.named_buffers() if net.places.get(n.rpartition(".")[0], "stem") in below]
+    for name, tensor in (*read, *buffers):
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _content(rows: Rows) -> str:
+    """SHA-256 of the rows as the network is given them."""
+    total = hashlib.sha256(str(len(rows)).encode())
+    for start in range(0, len(rows), 64):
+        for name, tensor in rows.batch(np.arange(start, min(start + 64, len(rows)))).items():
+            total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,340 @@
+"""Store: what was computed once, on disk, by key: rows of any length (values and where each begins), read through a memory map.
+
+An entry is a folder named by its key: a file of values a column, `rows.npy` (where each row begins, and how long it is), and
+`entry.json` with sizes and SHA-256. It is written under another name and renamed: it is there whole or not at all, and of two
+processes that write the same key one wins and both go on. What was used longest ago makes room for what is new.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import mmap
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+NAME = re.compile("[0-9a-f]{64}")  # of an entry: nothing else in the folder is ever touched
+UNFINISHED = ".affinage-"
+STALE = 3600  # seconds without a write after which an unfinished entry is taken to be a dead process's
+KEPT_FREE = 0.1  # share of the free disk that the store leaves to the run itself
+SEEN = 256 * 2**20  # most bytes of a larger entry that are held mapped: memory stays flat over any number of rows
+AROUND = 2**21  # most that the kernel maps around a row that is looked at: a huge page
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value a row, or one a token of each row (`ragged`). Values are arrays of `shape` and `dtype`.
+
+    bfloat16, which NumPy lacks, travels as its bits in int16.
+    """
+
+    dtype: str  # of NumPy, or "bfloat16"
+    shape: tuple[int, ...]
+    ragged: bool
+
+    @property
+    def plain(self) -> np.dtype[Any]:
+        return np.dtype("int16" if self.dtype == "bfloat16" else self.dtype)
+
+    def units(self, lengths: np.ndarray) -> int:
+        return int(lengths.sum()) if self.ragged else len(lengths)
+
+    def size(self, lengths: np.ndarray) -> int:
+        """Bytes of rows of the given lengths."""
+        return self.units(lengths) * math.prod(self.shape) * self.plain.itemsize
+
+
+class Entry:
+    """N rows, column by column: on disk through a map, or in memory."""
+
+    def __init__(self, columns: Sequence[Column], values: Sequence[Any], starts: np.ndarray, lengths: np.ndarray) -> None:
+        """`values`: a buffer a column, rows in the order in which they were written; `starts`: of each row's tokens, (N, 2)."""
+        self.columns, self.starts, self.lengths = tuple(columns), starts, lengths
+        self.maps = [v for v in values if isinstance(v, mmap.mmap)]
+        self.values = [
+            np.frombuffer(v, c.plain).reshape(c.units(lengths), *c.shape) if len(v) else np.empty((0, *c.shape), c.plain)
+            for c, v in zip(columns, values, strict=True)
+        ]
+        self.nbytes = sum(v.nbytes for v in self.values)
+        self._seen = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, column: int, rows: np.ndarray) -> np.ndarray:
+        """(units, *shape): a copy of the given rows' values, row after row."""
+        values, ragged = self.values[column], self.columns[column].ragged
+        starts = self.starts[rows, 0 if ragged else 1].tolist()
+        counts = self.lengths[rows].tolist() if ragged else [1] * len(starts)
+        found = np.empty((sum(counts), *values.shape[1:]), values.dtype)
+        at = 0
+        for start, count in zip(starts, counts, strict=True):
+            found[at : at + count] = values[start : start + count]
+            at += count
+            if self.nbytes > SEEN:
+                self._looked(found[at - count : at].nbytes)
+        return found
+
+    def _looked(self, size: int) -> None:
+        """Give the pages of the maps back now and then: they stay in the kernel's cache, but are no longer ours."""
+        self._seen += size + AROUND
+        if self._seen > SEEN and hasattr(mmap, "MADV_DONTNEED"):
+            self._seen = 0
+            for pages in self.maps:
+                pages.madvise(mmap.MADV_DONTNEED)
+
+
+class Writer:
+    """Takes every row of an entry once, in any order, a batch at a time; dropped where its `with` ends without `done`."""
+
+    def __init__(self, columns: Sequence[Column], lengths: np.ndarray, part: Path | None, final: Path | None) -> None:
+        """`part`: the folder to write into; None keeps the rows in memory.
+
+        Raises:
+            OSError: the disk is full, or says no.
+        """
+        self.columns, self.lengths, self.part, self.final = tuple(columns), np.asarray(lengths, np.int64), part, final
+        self.starts = np.full((len(lengths), 2), -1, np.int64)
+        self.tokens = self.rows = 0
+        self.hashes = [hashlib.sha256() for _ in columns]
+        self.files: list[IO[bytes]] = []
+        self.held: list[np.ndarray] = []
+        for i, column in enumerate(columns):
+            size = column.size(self.lengths)
+            if part is None:
+                self.held.append(np.empty(size, np.uint8))
+                continue
+            file = (part / f"{i}.bin").open("wb")
+            self.files.append(file)
+            if size and hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so now, not after an hour
+                except OSError:
+                    self.__exit__()
+                    raise
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for file in self.files:
+            with suppress(OSError):  # what was still in its buffer finds no room: it is dropped anyway
+                file.close()
+        if self.part is not None:
+            shutil.rmtree(self.part, ignore_errors=True)
+
+    def add(self, rows: np.ndarray, values: Sequence[np.ndarray]) -> None:
+        """(units, *shape) of each column for the given rows, row after row."""
+        for i, (column, array) in enumerate(zip(self.columns, values, strict=True)):
+            expected = (column.units(self.lengths[rows]), *column.shape)
+            if array.shape != expected or array.dtype != column.plain:
+                raise ValueError(f"column {i}: {array.dtype} {array.shape}, expected {column.plain} {expected}")
+            plain = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
+            if self.part is None:
+                at = (self.tokens if column.ragged else self.rows) * math.prod(column.shape) * column.plain.itemsize
+                self.held[i][at : at + len(plain)] = plain
+            else:
+                self.files[i].write(plain)
+                self.hashes[i].update(plain)
+        self.starts[rows, 0] = self.tokens + np.concatenate([[0], np.cumsum(self.lengths[rows])[:-1]])
+        self.starts[rows, 1] = self.rows + np.arange(len(rows))
+        self.tokens += int(self.lengths[rows].sum())
+        self.rows += len(rows)
+
+    def done(self, about: Mapping[str, Any]) -> Entry:
+        """The entry, whole and (on disk) under its own name.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if (self.starts < 0).any():
+            raise ValueError(f"{int((self.starts[:, 0] < 0).sum())} of {len(self.starts)} rows were never added")
+        if self.part is None or self.final is None:
+            return Entry(self.columns, self.held, self.starts, self.lengths)
+        for file in self.files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        with (self.part / "rows.npy").open("wb") as table:
+            np.save(table, np.column_stack([self.starts, self.lengths]))
+            table.flush()
+            os.fsync(table.fileno())
+        sums = {f"{i}.bin": h.hexdigest() for i, h in enumerate(self.hashes)} | {"rows.npy": digest(self.part / "rows.npy")}
+        columns = [asdict(c) for c in self.columns]
+        told = {
+            "columns": columns,
+            "sha256": sums,
+            "bytes": sum(c.size(self.lengths) for c in self.columns),
+            "about": dict(about),
+        }
+        with (self.part / "entry.json").open("w", encoding="utf8") as manifest:
+            json.dump(told, manifest)
+            manifest.flush()
+            os.fsync(manifest.fileno())
+        entry = opened(self.part)  # its maps outlive the name, whoever wins the rename
+        try:
+            self.part.rename(self.final)
+        except OSError:  # another process was first, with the same rows
+            if not self.final.is_dir():
+                raise
+            shutil.rmtree(self.part, ignore_errors=True)
+        self.part = None
+        return entry
+
+
+def opened(folder: Path) -> Entry:
+    """The entry in a folder, unchecked.
+
+    Raises:
+        OSError, ValueError, KeyError: it is not one.
+    """
+    told = json.loads((folder / "entry.json").read_text(encoding="utf8"))
+    columns = [Column(c["dtype"], tuple(c["shape"]), c["ragged"]) for c in told["columns"]]
+    table = np.load(folder / "rows.npy", allow_pickle=False)
+    starts, lengths = np.ascontiguousarray(table[:, :2]), np.ascontiguousarray(table[:, 2])
+    maps: list[Any] = []
+    for i, column in enumerate(columns):
+        with (folder / f"{i}.bin").open("rb") as file:
+            if os.fstat(file.fileno()).st_size != column.size(lengths):
+                raise ValueError(f"{i}.bin is truncated")
+            maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if column.size(lengths) else b"")
+    return Entry(columns, maps, starts, lengths)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An entry as `affinage cache list` tells it."""
+
+    path: Path
+    bytes: int
+    used: float  # seconds since the epoch
+    about: Mapping[str, Any]
+
+
+class Store:
+    """Entries under one folder, together within `budget` bytes."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.budget = folder, budget
+
+    def find(self, key: str) -> tuple[Entry | None, str]:
+        """(the entry, "") if it is there and holds what was written; (None, why) if it was damaged and is dropped; (None, "")."""
+        path = self.folder / key
+        if not os.path.isdir(path):  # of a folder that may not be looked into: no
+            return None, ""
+        try:
+            told = json.loads((path / "entry.json").read_text(encoding="utf8"))
+            entry = opened(path)
+            for name, expected in told["sha256"].items():
+                if digest(path / name) != expected:
+                    raise ValueError(f"{name} is not the file that was written")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not os.path.isdir(path):  # made room for another's meanwhile
+                return None, ""
+            self._drop(path)
+            return None, f"the cache entry {path.name[:12]} is damaged ({error}): it is computed again"
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path / "entry.json")
+        return entry, ""
+
+    def write(self, key: str, columns: Sequence[Column], lengths: np.ndarray) -> Writer:
+        """A writer for a new entry, once there is room.
+
+        Raises:
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        size = sum(column.size(lengths) for column in columns)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        self.make_room(size)
+        free = shutil.disk_usage(self.folder).free * (1 - KEPT_FREE)
+        if size > free:
+            raise OSError(errno.ENOSPC, f"it needs {size / 2**20:,.0f} MB, {free / 2**20:,.0f} MB are free")
+        part = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}writing-", dir=self.folder))
+        return Writer(columns, lengths, part, self.folder / key)
+
+    def entries(self) -> list[Listed]:
+        """What is stored, the latest used first."""
+        found = []
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if not NAME.fullmatch(path.name):
+                continue
+            try:
+                used = (path / "entry.json").stat().st_mtime
+                told = json.loads((path / "entry.json").read_text(encoding="utf8"))
+                found.append(Listed(path, int(told["bytes"]), used, told["about"]))
+            except (OSError, ValueError, KeyError, TypeError):
+                if path.is_dir():  # an entry of ours that can no longer be read
+                    found.append(Listed(path, sum(f.stat().st_size for f in path.glob("*.bin")), 0.0, {"damaged": True}))
+        return sorted(found, key=lambda one: -one.used)
+
+    def make_room(self, size: int) -> None:
+        """Drop what was used longest ago until `size` bytes more are within the budget."""
+        entries = self.entries()
+        total = sum(one.bytes for one in entries)
+        while entries and total + size > self.budget:
+            last = entries.pop()
+            self._drop(last.path)
+            total -= last.bytes
+
+    def clear(self) -> int:
+        """Drop everything; the bytes that it took. Runs that are reading go on: their maps outlive the names."""
+        entries = self.entries()
+        for one in entries:
+            self._drop(one.path)
+        self._sweep()
+        return sum(one.bytes for one in entries)
+
+    def _drop(self, path: Path) -> None:
+        """Out of sight first, so that nobody ever sees half an entry."""
+        away = path.with_name(f"{UNFINISHED}dropped-{os.getpid()}-{path.name[:16]}-{time.monotonic_ns()}")
+        try:
+            path.rename(away)
+        except OSError:  # another process was first
+            return
+        shutil.rmtree(away, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """What killed processes left."""
+        for path in self.folder.glob(f"{UNFINISHED}*") if self.folder.is_dir() else ():
+            try:
+                latest = max((f.stat().st_mtime for f in path.iterdir()), default=path.stat().st_mtime)
+            except OSError:
+                continue
+            if time.time() - latest > STALE:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def folder() -> Path:
+    """Where the store is: AFFINAGE_CACHE, or affinage/ in XDG_CACHE_HOME or in ~/.cache."""
+    if own := os.environ.get("AFFINAGE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affinage"
+
+
+def key(facts: Mapping[str, Any]) -> str:
+    """The SHA-256 of what an entry depends on, as JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def in_memory(columns: Sequence[Column], lengths: np.ndarray) -> Writer:
+    """A writer whose rows stay in memory."""
+    return Writer(columns, lengths, None, None)

@@ -1,0 +1,334 @@
+"""The cut: what runs above it gives the logits and gradients of the whole network, bit by bit, for many architectures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as T
+from torch import nn
+
+from affinage import pooling, rates
+from affinage.cut import CAPTURED, Cut, Layout, Resumed, Uncuttable, frozen_parameters, lowest
+from affinage.net import Net
+from affinage.tasks.text_classification import TokenRows
+from affinage.types import Batch
+
+from .zoo import FAMILIES, tokens
+
+CUTTABLE = [
+    pytest.param(name, marks=pytest.mark.slow if family.slow else ()) for name, family in FAMILIES.items() if family.blocks
+]
+TEXT = ["bert", "roberta", "distilbert", "modernbert", "deberta_v2", "gpt2"]
+
+
+class Given:
+    """The rows of a batch of the zoo; a row's padding is left out where no longer row stands beside it."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.whole = batch
+        first = next(iter(batch.values()))
+        self.lengths = batch["attention_mask"].sum(1).numpy() if "attention_mask" in batch else np.ones(len(first), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        taken = {name: tensor[torch.as_tensor(rows)] for name, tensor in self.whole.items()}
+        longest = int(self.lengths[rows].max())
+        return {name: t[:, :longest].contiguous() if "attention_mask" in taken else t for name, t in taken.items()}
+
+
+def sentences(count: int = 12, left: bool = False) -> TokenRows:
+    draw = np.random.default_rng(0)
+    starts = np.concatenate([[0], np.cumsum(draw.integers(3, 15, count))]).astype(np.int64)
+    return TokenRows(draw.integers(5, 90, starts[-1]).astype(np.int32), starts, 0, left)
+
+
+def beside(cut: Cut, batch: Batch) -> Batch:
+    """The batch with what was captured of it, as it comes from the store."""
+    cut.model.eval()
+    return {**batch, **{f"{CAPTURED}{i}": units for i, units in enumerate(cut.packed(cut.placed(batch)))}}
+
+
+def hooks(model: nn.Module) -> list[Any]:
+    """Whatever hangs on the modules of a model: hooks, and a forward of their own."""
+    return [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in m.__dict__) for m in model.modules()]
+
+
+# ------------------------------------------------------------------------------------------------------------ families
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_family(name: str) -> None:
+    """At the first, the middle and the last block: logits, gradients under dropout, and who is frozen."""
+    model, batch = FAMILIES[name].make()
+    if hasattr(model.config, "layerdrop"):
+        model.config.layerdrop = 0.0  # blocks left out at random
+    net = Net.of(model, batch)
+    if "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+    clean = hooks(model)
+    parameters = dict(model.named_parameters())
+    mask = batch.get("attention_mask")
+    for k in sorted({0, len(net.blocks) // 2, len(net.blocks) - 1}):
+        cut = Cut(net, k, Given(batch))
+        with torch.no_grad():
+            whole, values = model(**batch).logits, cut.capture(batch)
+            assert torch.equal(cut.resume(batch, values).logits, whole)
+            stored = Resumed(cut)(**beside(cut, batch)).logits
+        if mask is not None and whole.dim() == 3:  # logits of padding have no meaning, and padding is not stored
+            whole, stored = whole[mask.bool()], stored[mask.bool()]
+        assert torch.equal(stored, whole)
+
+        frozen = set(frozen_parameters(net, k))
+        table = {n: None if n in frozen else 1e-3 for n in net.parameters}
+        assert lowest(net, table) == k
+        rates.freeze(net, table)
+        rates.train_mode(net, table)
+        found = []
+        for whole_again in (True, False):
+            model.zero_grad()
+            torch.manual_seed(1)
+            output = model(**batch) if whole_again else cut.resume(batch, values)
+            output.logits.square().sum().backward()
+            found.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
+        assert found[0].keys() == found[1].keys() and len(found[0]) > 0
+        assert all(torch.equal(gradient, found[1][n]) for n, gradient in found[0].items())
+        assert hooks(model) == clean
+
+        model.eval()
+        with torch.no_grad():  # what is captured hangs on all that is frozen, and on nothing else
+            for spoiled, same in ((set(parameters) - frozen, True), (frozen, False)):
+                kept = {n: parameters[n].clone() for n in spoiled}
+                for n in spoiled:
+                    parameters[n].add_(torch.randn_like(parameters[n]))
+                assert all(torch.equal(a, b) for a, b in zip(cut.capture(batch), values, strict=True)) == same
+                for n, value in kept.items():
+                    parameters[n].copy_(value)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_rows_in_other_company(name: str) -> None:
+    """Rows captured one by one or in any batch, without their padding, resume in any other: rounding apart, the same logits.
+
+    Bit by bit they need not be: kernels sum in another order where a batch has another shape.
+    """
+    model, batch = FAMILIES[name].make()
+    rows = sentences()
+    cut = Cut(Net.of(model, batch), 2, rows)
+    units: dict[int, list[torch.Tensor]] = {}
+    for batch_of in np.array_split(np.random.default_rng(1).permutation(len(rows)), 5):
+        packed = cut.packed(rows.batch(batch_of))
+        parts = [torch.split(column, rows.lengths[batch_of].tolist()) for column in packed]
+        units |= {int(row): [column[i] for column in parts] for i, row in enumerate(batch_of)}
+    above = Resumed(cut)
+    with torch.no_grad():
+        for chosen in (np.arange(len(rows)), np.asarray([3, 0, 7]), np.asarray([5])):
+            columns = zip(*(units[int(row)] for row in chosen), strict=True)
+            inputs = rows.batch(chosen) | {f"{CAPTURED}{i}": torch.cat(list(c)) for i, c in enumerate(columns)}
+            want = model(**rows.batch(chosen)).logits
+            assert (above(**inputs).logits - want).abs().max() <= 2e-6 * max(1.0, want.abs().max().item())
+
+
+def test_the_mean_over_tokens_stands_above_the_cut() -> None:
+    """Mean pooling reads the mask, not the padding that the store has left out."""
+    model, batch = FAMILIES["bert"].make()
+    pooling.install(model, "mean")
+    net = Net.of(model, batch)
+    rows = sentences()
+    for k in range(len(net.blocks)):
+        cut = Cut(net, k, rows)
+        inputs = rows.batch(np.asarray([4, 2, 9]))
+        with torch.no_grad():
+            assert torch.equal(Resumed(cut)(**beside(cut, inputs)).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet", "vit"])
+def test_bf16(name: str) -> None:
+    """Under autocast what is kept has the type that the network leaves there, and the logits are the same bits."""
+    model, batch = FAMILIES[name].make()
+    net = Net.of(model, batch)
+    cut = Cut(net, len(net.blocks) - 1, Given(batch), "bf16")
+    inputs = cut.placed(batch)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        left = cut.capture(inputs)
+        assert [layout.dtype for layout in cut.layouts()] == [tensor.dtype for tensor in left]
+        assert torch.equal(Resumed(cut)(**beside(cut, batch)).logits, model(**inputs).logits)
+    assert cut.layouts()[0].dtype == (torch.bfloat16 if name == "resnet" else torch.float32)
+
+
+def test_no_random_number_is_drawn() -> None:
+    model, batch = FAMILIES["bert"].make()
+    net = Net.of(model, batch)
+    before = torch.get_rng_state()
+    Cut(net, 1, Given(batch)).capture(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -------------------------------------------------------------------------------------------------- what cannot be cut
+class Row(nn.Module):
+    """Three blocks of two layers; `mix` lets the rows of a batch see each other, `write` writes into what a block has left."""
+
+    def __init__(self, mix: bool = False, write: bool = False) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_labels=3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3))
+        self.head = nn.Linear(8, 3)
+        self.mix, self.write = mix, write
+
+    def forward(self, x: torch.Tensor) -> SimpleNamespace:
+        for block in self.blocks:
+            x = block(x)
+            if self.mix:
+                x = x - x.mean(0)
+            if self.write:
+                x += 1.0
+        return SimpleNamespace(logits=self.head(x))
+
+
+class Numbers(Given):
+    def __init__(self) -> None:
+        super().__init__({"x": torch.randn(6, 8, generator=torch.Generator().manual_seed(0))})
+
+
+def test_rows_that_see_each_other() -> None:
+    rows = Numbers()
+    torch.manual_seed(0)
+    assert Cut(Net.of(Row(), rows.whole), 1, rows).share == pytest.approx(2 * 8 * 8 / (6 * 8 * 8 + 8 * 3))
+    net = Net.of(Row(mix=True), rows.whole)
+    with pytest.raises(Uncuttable, match="depends on the rows beside it"):
+        Cut(net, 2, rows)
+    assert not any(any(found) for found in hooks(net.model))
+
+
+def test_what_a_module_left_is_written_into() -> None:
+    """By the code that stands between two blocks: what is kept is what the module gave."""
+    rows = Numbers()
+    torch.manual_seed(0)
+    model = Row(write=True)
+    cut = Cut(Net.of(model, rows.whole), 2, rows)
+    with torch.no_grad():
+        assert torch.equal(Resumed(cut)(**beside(cut, rows.whole)).logits, model(**rows.whole).logits)
+        values = cut.capture(rows.whole)
+        for _ in range(2):
+            assert torch.equal(cut.resume(rows.whole, values).logits, model(**rows.whole).logits)
+
+
+def test_padding_that_counts() -> None:
+    """GPT-2 counts positions from the left: padded there, a token's place hangs on the longest row."""
+    model, batch = FAMILIES["gpt2"].make()
+    net = Net.of(model, batch)
+    Cut(net, 1, sentences())
+    with pytest.raises(Uncuttable, match="padding"):
+        Cut(net, 1, sentences(left=True))
+
+
+def test_tables_of_tokens_by_tokens() -> None:
+    """T5 hands its position bias, with the mask in it, from the first block to all others."""
+    sizes = dict(vocab_size=99, d_model=32, d_kv=16, d_ff=64, num_layers=3, num_heads=2, decoder_start_token_id=0)
+    torch.manual_seed(0)
+    model = T.T5EncoderModel(T.T5Config(**sizes))
+    head = nn.Linear(32, 3)
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config, self.body, self.head = model.config, model, head
+
+        def forward(self, **batch: Any) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.head(self.body(**batch).last_hidden_state[:, 0]))
+
+    net = Net.of(Whole(), tokens())
+    assert len(net.blocks) == 3
+    Cut(net, 0, sentences())
+    with pytest.raises(Uncuttable, match="a table of tokens by tokens"):
+        Cut(net, 2, sentences())
+
+
+def test_no_blocks_no_rows() -> None:
+    model, batch = FAMILIES["albert_shares_one_block"].make()
+    with pytest.raises(Uncuttable, match="no chain of two or more blocks found in Albert"):
+        Cut(Net.of(model, batch), 0, Given(batch))
+    model, batch = FAMILIES["bert"].make()
+    with pytest.raises(Uncuttable, match="there are no rows"):
+        Cut(Net.of(model, batch), 0, sentences(0))
+
+
+def test_a_forward_that_fails_leaves_nothing_behind() -> None:
+    model, batch = FAMILIES["bert"].make()
+    cut = Cut(Net.of(model, batch), 1, Given(batch))
+    broken = {"attention_mask": batch["attention_mask"]}
+    for call in (lambda: cut.capture(broken), lambda: cut.resume(broken, cut.capture(batch))):
+        with pytest.raises(Exception):  # noqa: B017 (what a broken batch raises is the model's own affair)
+            call()
+        assert not any(any(found) for found in hooks(model))
+
+
+# ------------------------------------------------------------------------------------------------------------ who learns
+def test_lowest() -> None:
+    net = Net.of(*FAMILIES["roberta"].make())
+
+    def k(*rows: tuple[str, float | None]) -> int | None:
+        return lowest(net, rates.resolve(net, (*rows, ("*", None))))
+
+    assert k(("head", 1.0)) == 2  # nothing but the head: at the last block
+    assert k(("head", 1.0), ("blocks.-1", 1.0)) == 2
+    assert k(("blocks.1", 1.0)) == 1
+    assert k(("*.layer.1.*.bias", 1.0), ("blocks.2", 1.0)) == 1
+    assert k(("blocks", 1.0)) == 0
+    assert k(("*.LayerNorm.*", 1.0)) is None  # that of the embeddings too
+    assert lowest(Net.of(*FAMILIES["albert_shares_one_block"].make()), {"classifier.weight": 1.0}) is None
+
+
+def test_a_table_that_all_blocks_read_is_below_each() -> None:
+    net = Net.of(*FAMILIES["deberta_v2"].make())
+    assert "deberta.encoder.rel_embeddings.weight" in frozen_parameters(net, 0)
+    assert not any("layer." in n for n in frozen_parameters(net, 0))
+
+
+# --------------------------------------------------------------------------------------------------------------- layout
+def test_layout_reads_shapes() -> None:
+    def look(*shapes: tuple[int, ...]) -> Layout:
+        return Layout.of(*(torch.zeros(s) for s in shapes), (3, 2), 9)  # type: ignore[arg-type]
+
+    hidden = look((3, 9, 4), (2, 9, 4), (2, 5, 4))
+    assert (hidden.batch, hidden.tokens, hidden.unit, hidden.shape(7, 11)) == (0, (1,), (4,), (7, 11, 4))
+    windows = look((12, 9), (8, 9), (8, 9))  # four a row; 9 happens to be the number of tokens
+    assert (windows.batch, windows.times, windows.tokens, windows.unit) == (0, 4, (), (4, 9))
+    assert look((1, 9, 4), (1, 9, 4), (1, 5, 4)).batch is None
+    assert look((3, 2, 9, 9), (2, 2, 9, 9), (2, 2, 5, 5)).tokens == (2, 3)
+    for shapes in (((3, 4), (2, 4), (2, 3)), ((3, 4), (2, 4), (2, 4, 1)), ((3, 4), (3, 5), (3, 5))):
+        with pytest.raises(Uncuttable):
+            look(*shapes)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_pack_and_unpack(left: bool) -> None:
+    """Real tokens only, whichever side is padded; memory comes back in the order in which it lay."""
+    mask = sentences(5, left).batch(np.arange(5))["attention_mask"]
+    hidden = torch.randn(5, mask.shape[1], 4) * mask[:, :, None]
+    layout = Layout((3, 9, 4), 0, 1, (1,), (0, 1, 2), torch.float32)
+    units = layout.pack(hidden, mask)
+    assert units.shape == (int(mask.sum()), 4)
+    assert torch.equal(layout.unpack(units, mask, 5, mask.shape[1]), hidden)
+    pictures = torch.randn(5, 3, 6, 7).contiguous(memory_format=torch.channels_last)
+    layout = Layout.of(pictures[:3], pictures[:2], pictures[:2], (3, 2), 0)
+    back = layout.unpack(layout.pack(pictures, None), None, 5, 0)
+    assert torch.equal(back, pictures) and back.stride() == pictures.stride()
+
+
+def test_minilm(minilm: Any) -> None:
+    """A real model at each of its blocks, in one batch: bit by bit, and ragged."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(minilm, num_labels=2, attn_implementation="eager")
+    rows = sentences()
+    net = Net.of(model, rows.batch(np.arange(2)))
+    for k in (0, 5):
+        cut = Cut(net, k, rows)
+        inputs = rows.batch(np.asarray([1, 4]))
+        with torch.no_grad():
+            assert torch.equal(Resumed(cut)(**beside(cut, inputs)).logits, model(**inputs).logits)

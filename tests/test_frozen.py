@@ -1,0 +1,323 @@
+"""What is frozen runs once: the same weights as without, when it pays and when it cannot be, and where the rows are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import affinage
+from affinage import frozen, record, store
+from affinage.frozen import Frozen, computed_once
+from affinage.net import Net
+from affinage.store import Store
+from affinage.tasks.text_classification import TokenRows
+from affinage.types import Rows, Stage
+
+from . import tiny
+from .zoo import FAMILIES
+
+TOP: Any = (("head", 1e-3), ("blocks.-1", 1e-3), ("*", None))
+STAGE = Stage("body", "fit", TOP, epochs=3, batch=8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def sentences(seed: int = 0, count: int = 12, low: int = 3, high: int = 15) -> TokenRows:
+    draw = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(draw.integers(low, high, count))]).astype(np.int64)
+    return TokenRows(draw.integers(5, 90, starts[-1]).astype(np.int32), starts, 0)
+
+
+def bert() -> Net:
+    model, batch = FAMILIES["bert"].make()
+    return Net.of(model, batch)
+
+
+def once(net: Net, stage: Stage = STAGE, rows: dict[str, Rows] | None = None, **options: Any) -> Frozen:
+    given = {"train": sentences(), "validation": sentences(1, 5)} if rows is None else rows
+    return computed_once(net, stage, given, **{"precision": "fp32", "budget": 1.0, **options})
+
+
+def logits(found: Frozen, split: str = "train") -> torch.Tensor:
+    found.forward.eval()
+    rows = found.rows[split]
+    with torch.no_grad():
+        return found.forward(**rows.batch(np.arange(len(rows)))).logits
+
+
+# ---------------------------------------------------------------------------------------------------------- what it gives
+def test_both_splits_begin_at_the_cut(cache: Path) -> None:
+    net = bert()
+    plain, found = once(net, budget=0), once(net)
+    for split in ("train", "validation"):
+        assert (logits(found, split) - logits(plain, split)).abs().max() <= 1e-6
+        assert np.array_equal(found.rows[split].lengths, plain.rows[split].lengths)
+    facts = found.facts
+    tokens = sum(int(rows.lengths.sum()) for rows in plain.rows.values())
+    assert facts["address"] == "blocks.2" and facts["why"] == "" and facts["bytes"] == tokens * 32 * 4
+    assert facts["share"] == pytest.approx(2 / 3, abs=0.02) and facts["dtype"] == "float32" and facts["kept"] == "disk"
+    assert not facts["reused"] and facts["seconds"] > 0 and facts["cpu_seconds"] > 0
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_it_is_found_again(cache: Path) -> None:
+    """By another run on the same frozen weights and rows, whatever its head and top; not where anything below differs."""
+    first = once(bert())
+    net = bert()
+    with torch.no_grad():
+        for name, parameter in net.model.named_parameters():
+            if net.parameters[name] in ("blocks.2", "head"):
+                parameter.add_(1.0)
+    net.model.config.id2label = {0: "x", 1: "y", 2: "z"}  # type: ignore[union-attr]
+    assert once(net).facts["reused"]
+    assert torch.equal(logits(once(bert())), logits(first))
+
+    def other(change: str) -> dict[str, Any]:
+        net, rows = bert(), {"train": sentences(), "validation": sentences(1, 5)}
+        if change == "weights":
+            with torch.no_grad():
+                net.model.get_parameter("bert.encoder.layer.1.output.dense.bias")[0] += 1e-6
+        elif change == "config":
+            net.model.config.layer_norm_eps = 1e-6  # type: ignore[union-attr, assignment]
+        elif change == "rows":
+            rows["validation"] = sentences(2, 5)
+        stage = replace(STAGE, rates=(("blocks.1", 1e-3), *TOP)) if change == "cut" else STAGE
+        return once(net, stage, rows, precision="bf16" if change == "precision" else "fp32").facts
+
+    for change in ("weights", "config", "rows", "cut", "precision"):
+        assert not other(change)["reused"], change
+
+
+def test_statistics_are_weights(cache: Path) -> None:
+    """Batch norm's running mean below the cut is part of the key."""
+    for moved in (False, True):
+        model, batch = FAMILIES["resnet"].make()
+        if moved:
+            model.resnet.embedder.embedder.normalization.running_mean += 1
+        from affinage.tasks.image_classification import ImageRows
+
+        draw = np.random.default_rng(0)
+        pixels = draw.integers(0, 255, (6, 3, 32, 32)).astype(np.uint8)
+        rows: dict[str, Rows] = {"train": ImageRows(pixels, np.full(3, 1 / 64, np.float32), np.full(3, -1, np.float32))}
+        net = Net.of(model, batch)
+        assert not once(net, rows=rows).facts["reused"]
+        assert once(net, rows=rows).facts["reused"]
+
+
+def test_bf16_halves_what_would_not_fit(cache: Path) -> None:
+    net = bert()
+    size = once(net).facts["bytes"]
+    half = once(net, precision="bf16", budget=0.7 * size / 1e9).facts
+    assert half["dtype"] == "bfloat16" and half["bytes"] == size // 2
+    assert once(net, precision="bf16").facts["dtype"] == "float32"  # what the network leaves there, where there is room
+    found, plain = once(net, precision="bf16", budget=0.7 * size / 1e9), once(net, budget=0)
+    assert (logits(found) - logits(plain)).abs().max() < 0.02 * logits(plain).abs().max()
+
+
+# ------------------------------------------------------------------------------------------------------------- when it is not
+@pytest.mark.parametrize(
+    ("stage", "options", "why", "address"),
+    [
+        (STAGE, {"budget": 0}, "the cache is off", None),
+        (replace(STAGE, epochs=1), {}, "one epoch looks at each row once", "blocks.2"),
+        (replace(STAGE, augment="light"), {}, "augmentation 'light' changes the rows each time", "blocks.2"),
+        (replace(STAGE, rates=(("*", 1e-3),)), {}, "what stands before the first block learns", None),
+        (replace(STAGE, rates=(("blocks", 1e-3), ("*", None))), {}, "0% of a forward pass lies below it", None),
+        (STAGE, {"budget": 1e-6}, "MB are more than --cache-gb 1e-06", "blocks.2"),
+        (STAGE, {"rows": {"train": sentences(0, 0)}}, "there are no rows", "blocks.2"),
+        (
+            STAGE,
+            {"rows": {"train": sentences(0, 5, 4, 5), "validation": sentences(0, 5, 6, 7)}},
+            "each split has rows of one length only",
+            "blocks.2",
+        ),
+    ],
+)
+def test_why_not(stage: Stage, options: dict[str, Any], why: str, address: str | None, cache: Path) -> None:
+    net = bert()
+    found = once(net, stage, **options)
+    assert why in found.facts["why"] and found.facts["address"] == address
+    assert found.forward is net.model and not any(isinstance(rows, frozen.Captured) for rows in found.rows.values())
+    assert not cache.exists()
+
+
+def test_no_blocks(cache: Path) -> None:
+    model, batch = FAMILIES["albert_shares_one_block"].make()
+    found = once(Net.of(model, batch), replace(STAGE, rates=(("head", 1e-3), ("*", None))))
+    assert "no chain of two or more blocks" in found.facts["why"] and found.facts["address"] is None
+
+
+def test_a_look_that_fails_is_no_reason_to_stop(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a shape\nthat nobody expected")
+
+    monkeypatch.setattr(frozen, "Cut", broken)
+    assert once(bert()).facts["why"] == "looking at it failed (RuntimeError: a shape that nobody expected)"
+
+
+def test_a_stage_goes_on_as_it_began(cache: Path) -> None:
+    before = {"address": "blocks.2", "why": "0.1 MB fit neither in x nor in memory"}
+    assert once(bert(), before=before).facts == before
+    assert once(bert(), before=once(bert()).facts).facts["reused"]
+
+
+# ----------------------------------------------------------------------------------------------------------- when it goes wrong
+def test_a_folder_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "file" / "cache"))
+    net = bert()
+    found = once(net)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("cannot be written (Not a directory)" in line for line in lines)  # one a split
+    assert "MB stay in memory, for this run only" in lines[0]
+    assert found.facts["kept"] == "memory" and (logits(found) - logits(once(net, budget=0))).abs().max() <= 1e-6
+
+    monkeypatch.setattr(frozen, "_free_memory", lambda: 1000.0)
+    found = once(net)
+    assert "in memory it would take" in capsys.readouterr().err
+    assert "fit neither in" in found.facts["why"] and found.forward is net.model
+
+
+def test_the_disk_fills_up_on_the_way(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    net = bert()
+    kept = once(net)
+    calls = iter(range(10))
+    add = store.Writer.add
+
+    def full(self: store.Writer, *args: Any) -> None:
+        if self.part is not None and next(calls) == 0:
+            raise OSError(28, "No space left on device")
+        add(self, *args)
+
+    monkeypatch.setattr(store.Writer, "add", full)
+    other = {"train": sentences(5)}
+    found = once(net, rows=other)
+    assert "No space left on device" in capsys.readouterr().err and found.facts["kept"] == "memory"
+    assert (logits(found) - logits(once(net, rows=other, budget=0))).abs().max() <= 1e-6
+    assert once(net).facts["reused"] and kept.facts["kept"] == "disk"  # what was finished is still there
+    assert not list(cache.glob(".*"))
+
+
+def test_damage_is_told_and_mended(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = bert()
+    first = logits(once(net))
+    for entry in cache.iterdir():
+        data = bytearray((entry / "0.bin").read_bytes())
+        data[5] ^= 1
+        (entry / "0.bin").write_bytes(data)
+    found = once(net)
+    assert capsys.readouterr().err.count("is damaged (0.bin is not the file that was written): it is computed again") == 2
+    assert not found.facts["reused"] and torch.equal(logits(found), first)
+    assert once(net).facts["reused"] and capsys.readouterr().err == ""
+
+
+# ------------------------------------------------------------------------------------------------------------------ whole runs
+def texts(folder: Path, words: int | None = None) -> Path:
+    """The tiny texts; with `words`, those of that many words."""
+    tiny.csvs(folder, train=240, validation=60, test=60)
+    for path in folder.glob("*.csv") if words else ():
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([lines[0], *(line for line in lines[1:] if len(line.split(",")[0].split()) == words)]) + "\n")
+    return folder
+
+
+def facts_of(run: affinage.Run) -> list[Any]:
+    return [fact._replace(seconds=0) for fact in record.read(run.path / "records.jsonl")]
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_the_same_weights_bit_by_bit(kind: str, cache: Path, tmp_path: Path) -> None:
+    """Dropout and all, in fp32: losses, scores and weights of the run that goes through the whole network every time.
+
+    The texts have one length, 8 tokens: in batches of other lengths the kernels round otherwise (see below).
+    """
+    if kind == "text":
+        model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data", words=6)
+    else:
+        model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data")
+    options: dict[str, Any] = dict(plan="full", unfreeze=1, epochs=4, batch_size=8, precision="fp32", augment="none", quiet=True)
+    runs = [
+        affinage.fit(model, data, out=tmp_path / str(i), cache=how, learning_rate=3e-3, **options)
+        for i, how in enumerate(("off", "auto", "auto"))
+    ]
+    for run in runs[1:]:
+        assert facts_of(run) == facts_of(runs[0])
+        assert (run.path / "model.safetensors").read_bytes() == (runs[0].path / "model.safetensors").read_bytes()
+    assert runs[0].record["data"]["rows"]["train"] > 30
+    assert len({fact.value for fact in facts_of(runs[0]) if fact.name == "loss"}) == 4
+    cuts = [run.record["cuts"]["body"] for run in runs]
+    assert cuts[0] == {"address": None, "why": "the cache is off"}
+    assert cuts[1]["address"] == ("blocks.1" if kind == "text" else "blocks.2") and not cuts[1]["reused"] and cuts[2]["reused"]
+    assert cuts[1]["bytes"] == sum(one.bytes for one in Store(cache, 0).entries())
+    assert runs[1].record["stages"][0]["cost"]["cpu_seconds"] > cuts[1]["cpu_seconds"] > 0
+
+
+def test_rows_of_any_length(cache: Path, tmp_path: Path) -> None:
+    """Losses within a millionth of the run without, and the head first; a second plan finds what the first one stored."""
+    model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data")
+    options: dict[str, Any] = dict(unfreeze=1, epochs=2, batch_size=8, precision="fp32", quiet=True)
+    plain = affinage.fit(model, data, out=tmp_path / "plain", cache="off", **options)
+    run = affinage.fit(model, data, out=tmp_path / "run", **options)
+    for one, other in zip(facts_of(plain), facts_of(run), strict=True):
+        assert one[:4] == other[:4] and one.value == pytest.approx(other.value, abs=1e-6)
+    again = affinage.fit(model, data, out=tmp_path / "again", plan="full", **options)
+    assert again.record["cuts"]["body"]["reused"]
+
+
+def test_every_stage_has_a_cut_of_its_own(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from affinage.report.screen import show
+
+    model, data = tiny.bert(tmp_path / "model", num_hidden_layers=3), texts(tmp_path / "data")
+    run = affinage.fit(model, data, out=tmp_path / "run", plan="gradual", epochs=6, batch_size=16, quiet=True)
+    cuts = run.record["cuts"]
+    assert {name: cut["address"] for name, cut in cuts.items()} == {"top-1": "blocks.2", "top-2": "blocks.1", "top-3": None}
+    show(run.path)
+    told = capsys.readouterr().out
+    assert "cut before blocks.2: 66." in told and "of each forward pass computed once in" in told and "on the disk" in told
+    story = json.loads((run.path / "run.json").read_text())
+    story["cuts"]["top-1"] = {"address": "blocks.2", "why": "augmentation 'light' changes the rows each time"}
+    (run.path / "run.json").write_text(json.dumps(story))
+    show(run.path)
+    assert "not cut before blocks.2: augmentation 'light'" in capsys.readouterr().out
+
+
+def test_the_default_augmentation_of_pictures_is_told(cache: Path, tmp_path: Path) -> None:
+    model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data")
+    run = affinage.fit(model, data, out=tmp_path / "run", unfreeze=1, epochs=2, quiet=True)
+    assert "--augment none computes it once" in run.record["cuts"]["body"]["why"] and not cache.exists()
+
+
+def test_cache_commands(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from affinage.cli import main
+
+    once(bert())
+    assert main(["cache", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "model BertForSequenceClassification, cut blocks.2, split " in lines[0]
+    assert lines[2].startswith("2 entries, 0.0 MB in ")
+    assert main(["cache", "list", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["entries"]) == 2
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out.startswith("0.0 MB freed in ") and list(cache.iterdir()) == []
+    shutil.rmtree(cache)
+    assert main(["cache", "list"]) == 0 and main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out.startswith("0 entries") and os.environ["AFFINAGE_CACHE"] == str(cache)
+
+
+def test_free_memory() -> None:
+    assert 10**7 < frozen._free_memory() < 10**14
