@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from affinage import features, pooling
+from affinage.features import bf16_pays
 from affinage.net import Net
 from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.text_classification import TokenRows
@@ -102,3 +104,20 @@ def test_no_rows_are_refused() -> None:
     model, _ = FAMILIES["bert"].make()
     with pytest.raises(ValueError, match="no rows"):
         features.passed(model, texts(0), "fp32")
+
+
+@pytest.mark.skipif(not bf16_pays() or torch.cuda.is_available(), reason="no bf16 products in this processor")
+def test_packed_weights_give_the_numbers_of_autocast(minilm: Path) -> None:
+    """Bit by bit, and the layers are their own again afterwards."""
+    from affinage.features import autocast, packed
+    from affinage.tasks.text_classification import task
+
+    model, tokenizer = task.load(minilm, ["a", "b"], fresh=False, revision=None)
+    model.eval()
+    batch = task.encode(["a good film", "not one that I would see again"], tokenizer, model).batch(np.arange(2))
+    with torch.inference_mode(), autocast("bf16"):
+        want = model(**batch).logits
+        with packed(model, "bf16", but=model.classifier):
+            got = model(**batch).logits
+    assert torch.equal(got, want)
+    assert not any("forward" in module.__dict__ for module in model.modules())
