@@ -149,7 +149,7 @@ def test_own_split_is_fixed_stratified_and_apart(arms: ModuleType, shared_data: 
     first, again = (arms.splits("customer_reviews", shared_data) for _ in range(2))
     assert first == again
     train, test = first["train"], first["test"]
-    assert len(train) + len(test) == 3771 and abs(len(test) - 0.25 * 3771) <= 1
+    assert abs(len(train) - 0.75 * 3771) <= 1 and abs(len(test) - arms.MOST_TESTED) <= 1
     share = [np.mean([row["label"] == "pos" for row in part]) for part in (train, test)]
     assert share[0] == pytest.approx(share[1], abs=0.002)
 
@@ -157,7 +157,7 @@ def test_own_split_is_fixed_stratified_and_apart(arms: ModuleType, shared_data: 
 def test_a_search_reads_no_test_row(arms: ModuleType, shared_data: Path) -> None:
     plain, search = arms.splits("trec6", shared_data), arms.splits("trec6", shared_data, search=True)
     assert abs(len(search["train"]) - 0.75 * len(plain["train"])) <= 3
-    assert len(search["test"]) <= arms.MOST_TESTED
+    assert abs(len(search["test"]) - arms.MOST_TESTED) <= 6  # a rounding a class
     held = Counter(row["text"] for part in search.values() for row in part)
     assert held <= Counter(row["text"] for row in plain["train"])
 
