@@ -14,7 +14,7 @@ from affinage.types import Plan, Rates, Stage
 # A head solved to its optimum is sure of most rows, and a row that is right and sure moves nothing below it. At 0.3 of its
 # logits it still says where to go, and leaves the layers something to learn (benchmarks/search.py).
 HAND_OVER = 0.3
-# Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.4 points at 8 labels a
+# Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.7 points at 8 labels a
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
