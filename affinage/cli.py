@@ -182,10 +182,29 @@ def predict(
             "nothing to predict: the inputs hold no line and no image; expected text, image files or folders of images"
         )
     step = 256  # inputs at once: lines come out while a long input is still being read
+    unread = 0
     for start in range(0, len(things), step):
         part = things[start : start + step]
-        for thing, answer in zip(part, loaded.predict(part), strict=True):
+        try:
+            answers = loaded.predict(part)
+        except AffinageError:
+            if len(things) == 1:
+                raise
+            answers = [_answer(loaded, thing) for thing in part]  # one broken picture takes no other's answer away
+        for thing, answer in zip(part, answers, strict=True):
+            unread += "error" in answer
             typer.echo(json.dumps({"input": str(thing), **answer}, default=_plain, ensure_ascii=False))
+    if unread:
+        raise AffinageError(f'{unread} of {len(things)} inputs could not be read: their lines hold an "error"')
+
+
+def _answer(run: Any, thing: Any) -> dict[str, Any]:
+    """The prediction for one input, or why there is none."""
+    try:
+        answer: dict[str, Any] = run.predict([thing])[0]
+    except AffinageError as error:
+        return {"error": str(error)}
+    return answer
 
 
 @app.command()

@@ -229,6 +229,21 @@ def test_the_hand_over_changes_no_prediction_and_a_worse_stage_undoes_it(bert: P
     assert torch.allclose(model(**batch).logits, 0.3 * before, atol=1e-6)
 
 
+def test_a_broken_picture_takes_no_answer_away(image_run: affinage.Run, pictures: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from affinage.cli import app
+
+    good = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".jpg"))[:2]
+    for name, path in zip("bc", good, strict=True):
+        shutil.copy(path, tmp_path / f"{name}{path.suffix}")
+    (tmp_path / f"a{good[0].suffix}").write_bytes(good[0].read_bytes()[:40])
+    told = CliRunner().invoke(app, ["predict", "--run", str(image_run.path), str(tmp_path)])
+    lines = [json.loads(line) for line in told.stdout.splitlines() if line.startswith("{")]
+    assert ["error" in line for line in lines] == [True, False, False]
+    assert isinstance(told.exception, AffinageError) and str(told.exception).startswith("1 of 3 inputs could not be read")
+
+
 def test_a_loss_that_is_not_finite(bert: Path, texts: Path, tmp_path: Path) -> None:
     with pytest.raises(AffinageError, match=r"the loss is .* lower --learning-rate"):
         affinage.fit(bert, texts, plan="full", out=tmp_path / "run", learning_rate=1e30, precision="fp32", **QUICK)
