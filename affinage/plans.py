@@ -40,7 +40,7 @@ class Wishes:
 def body_rate(kind: str, parameters: int) -> float:
     """Peak rate of the top block. Small networks take, and need, more: 1e-4 for the 22 M of MiniLM, 1e-3 for 3 M of a ResNet.
 
-    With 3e-4 that ResNet stayed 4 to 9 points below in one stage, and 1 to 2 either way in two (benchmarks/search.py).
+    With 3e-4 that ResNet stayed 2 to 9 points below in one stage, and 2 below to 0.3 above in two (benchmarks/search.py).
     """
     if kind == "image" and parameters < 15e6:
         return 1e-3
