@@ -1,6 +1,6 @@
 """A linear head on a frozen text encoder: affinage (one pass, then solved) against the Hugging Face Trainer (5 epochs).
 
-    python benchmarks/frozen_text.py [--rows 600] [--rounds 3]
+    python benchmarks/frozen_text.py [--rows 2000] [--rounds 3]
 
 The same MiniLM, the same SST-2 sentences, one thread; the two sides take turns, each in a process of its own. Counted: CPU
 seconds of tokenising and learning, after the model is loaded and before the test. Measured too: how far that is from the floor
@@ -177,7 +177,7 @@ def taken(side: str, told: argparse.Namespace) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, default=600, help="training sentences")
+    parser.add_argument("--rows", type=int, default=2000, help="training sentences")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds sst2/")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "frozen_text.json")
