@@ -34,3 +34,24 @@ def shuffled(lengths: np.ndarray, size: int, seed: int, epoch: int, window: int 
         rows = rows[np.argsort(lengths[rows], kind="stable")]
         batches += [rows[i : i + size] for i in range(0, len(rows), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def pieces(lengths: np.ndarray, budget: int, least: int = 1) -> list[np.ndarray]:
+    """The rows of one update, by their place in it, in as few pieces as hold `budget` padded tokens each, and at least `least`.
+
+    A row longer than the budget is a piece of its own. Where everything fits into one piece the rows keep their order.
+    """
+    count = len(lengths)
+    if count * int(lengths.max(initial=1)) <= budget and least == 1:
+        return [np.arange(count)]
+    order = np.argsort(lengths, kind="stable")
+    most = max(1, count // least)  # rows a piece
+    found: list[np.ndarray] = []
+    start = 0
+    while start < count:
+        stop = start + 1
+        while stop < count and stop - start < most and (stop + 1 - start) * int(lengths[order[stop]]) <= budget:
+            stop += 1
+        found.append(order[start:stop])
+        start = stop
+    return found

@@ -99,6 +99,11 @@ def fit(
     ] = None,
     average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
     leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
+    accumulate: Annotated[Word, _option("N", "Pieces that a step is computed in, at least; the gradient is the same.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, typer.Option("--gradient-checkpointing", help="Compute layers twice rather than keep what they gave.")
+    ] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = None,
     cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
     cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,
     text_column: TextColumn = None,

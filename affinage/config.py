@@ -115,6 +115,11 @@ class Settings(BaseModel):
         "auto", "a share from 0 to below 1, or auto"
     )  # window of averaged weights, share of the steps
 
+    # How it is computed: none of these changes what is learnt, but for rounding and the order of random draws
+    accumulate: Count = _setting(1, "a whole number of pieces from 1 up")  # pieces a step; more are taken where memory ends
+    gradient_checkpointing: bool = _setting(False, "true or false")  # a third more computing for much less memory
+    compile: bool = _setting(False, "true or false")  # tens of seconds at the start; pays in long runs only
+
     # What is computed once
     cache: Literal["auto", "off"] = _setting("auto", "auto or off")  # auto: what is frozen runs once where that pays
     cache_gb: Rate = _setting(4.0, "a number of gigabytes above 0")  # 4 GB: 100,000 short sentences of MiniLM

@@ -58,8 +58,10 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         import pyarrow.parquet as pq
 
         pq.write_table(pa.concat_tables(frames), part / "predictions.parquet")
-    for path in part.iterdir():
-        os.replace(path, out / path.name)
+    files = sorted(path.name for path in part.iterdir())
+    write_json(out / "run.json", story.header | {"files": files})  # known before they are there, so that none outlives the run
+    for name in files:
+        os.replace(part / name, out / name)
     part.rmdir()
     total = encoding + clock.cost()
     for outcome in story.outcomes:
@@ -68,6 +70,7 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         "status": "finished",
         "finished": now(),
         "stages": [asdict(o) for o in story.outcomes],
+        "files": files,
         "kept": story.kept,
         "cuts": story.cuts,
         "cost": asdict(total),

@@ -49,6 +49,11 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(trim, 1 << 29) and libc.mallopt(mmap, 1 << 25))
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: the GPU's, or the CPU's, which torch reports as a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -107,9 +112,17 @@ def passed(
     where = device()
     try:
         with packed(model, precision, but=linear), autocast(precision):
-            for batch in batches:
+            batches.reverse()
+            while batches:
+                batch = batches.pop()
                 caught.clear()
-                out = model(**{k: v.to(where) for k, v in rows.batch(batch).items()}).logits
+                try:
+                    out = model(**{k: v.to(where) for k, v in rows.batch(batch).items()}).logits
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error) or len(batch) == 1:
+                        raise
+                    batches += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                    continue
                 out = out.float()
                 if logits is None:
                     logits = np.empty((len(rows), out.shape[-1]), np.float32)

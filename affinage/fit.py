@@ -14,9 +14,9 @@ import torch
 
 from affinage import rates
 from affinage.augment import augmented
-from affinage.batches import shuffled
+from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
-from affinage.features import autocast, device
+from affinage.features import autocast, device, out_of_memory
 from affinage.net import Net
 from affinage.record import Record, Records
 from affinage.types import Batch, Rows, Stage, Task
@@ -34,6 +34,7 @@ class Progress:
     best: list[float] = field(default_factory=list)  # [metric, -log loss] of the best epoch so far
     best_epoch: int = -1
     bad_epochs: int = 0
+    least_pieces: int = 1  # of an update; doubled each time that memory did not suffice
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     done: bool = False
@@ -78,6 +79,7 @@ class Fitting:
         precision: str,
         weights: torch.Tensor | None,
         forward: torch.nn.Module | None = None,
+        compiled: bool = False,
     ):
         """`forward`: what gives the logits of a batch where that is not the whole network, but what is above a cut."""
         self.net, self.stage, self.task, self.rows, self.targets = (
@@ -88,7 +90,9 @@ class Fitting:
             torch.from_numpy(np.ascontiguousarray(targets)),
         )
         self.seed, self.precision = seed, precision
-        self.forward = forward if forward is not None else net.model
+        self.forward: Callable[..., Any] = forward if forward is not None else net.model
+        if compiled:  # once for all shapes: with one compilation a length it would never pay
+            self.forward = torch.compile(self.forward, dynamic=True)
         self.where = device()
         self.weights = weights.to(self.where) if weights is not None else None
         self.table = rates.resolve(net, stage.rates)
@@ -174,35 +178,92 @@ class Fitting:
 
         Raises:
             Diverged: the loss is not finite.
+            AffinageError: not even a single row fits in memory.
         """
-        inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(batch).items()}
-        if "pixel_values" in inputs:
-            pictures = augmented(inputs["pixel_values"], self.stage.augment)
-            inputs["pixel_values"] = pictures.contiguous(
-                memory_format=torch.channels_last
-            )  # convolutions run 1.5 to 2 times faster
         now = share(self.stage, self.progress.step, self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
-        with autocast(self.precision):
-            logits = self.forward(**inputs).logits
-        loss = self.task.loss(
-            logits, self.targets[batch].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing
-        )
-        value = loss.item()
+        value = self._gradients(batch)
         if not math.isfinite(value):
             raise Diverged(
                 f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
                 f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
         self.optimizer.step()
         self.progress.step += 1
         self._follow()
         return value
+
+    def _gradients(self, batch: np.ndarray) -> float:
+        """The gradients of the mean loss over the rows, and that loss; in more pieces where memory does not suffice.
+
+        An update that failed begins anew with the random numbers that it began with; pieces draw dropout and augmentation in
+        another order, the same in law.
+        """
+        while True:
+            drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
+            try:
+                return self._in_pieces(batch)
+            except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
+                if not out_of_memory(error):
+                    raise
+                if self.progress.least_pieces >= len(batch):
+                    longest = int(self.rows.lengths[batch].max(initial=1))
+                    raise AffinageError(
+                        f"one row of {longest} tokens does not fit in memory: --unfreeze fewer blocks, lower --max-length, "
+                        "or give --gradient-checkpointing"
+                    ) from None
+            self.optimizer.zero_grad(set_to_none=True)
+            self.progress.least_pieces *= 2
+            torch.set_rng_state(drawn[0])
+            if drawn[1] is not None:
+                torch.cuda.set_rng_state(drawn[1])
+                torch.cuda.empty_cache()
+
+    def _in_pieces(self, batch: np.ndarray) -> float:
+        """The gradients and the loss of one update: each piece's, by its share of the rows."""
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = pieces(self.rows.lengths[batch], self.stage.tokens, max(self.stage.accumulate, self.progress.least_pieces))
+        total = 0.0
+        for part in parts:
+            loss = self.loss(batch[part])
+            if len(parts) > 1:
+                loss = loss * self.share_of(batch[part], batch)
+            value = loss.item()
+            total += value
+            if not math.isfinite(value):
+                break  # the caller says so; no gradient of it is wanted
+            loss.backward()
+        return total
+
+    def loss(self, rows: np.ndarray) -> torch.Tensor:
+        """The mean loss over the given rows, with its graph."""
+        inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(rows).items()}
+        if "pixel_values" in inputs:
+            pictures = augmented(inputs["pixel_values"], self.stage.augment)
+            # convolutions run 1.5 to 2 times faster
+            inputs["pixel_values"] = pictures.contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision):
+            logits = self.forward(**inputs).logits
+        return self.task.loss(
+            logits, self.targets[rows].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing
+        )
+
+    def share_of(self, part: np.ndarray, whole: np.ndarray) -> float:
+        """What the mean loss over `part` counts in that over `whole`: by rows, or by the weights of their classes."""
+        if self.weights is None:
+            return len(part) / len(whole)
+        weights = self.weights.cpu()
+        return float(weights[self.targets[part]].sum() / weights[self.targets[whole]].sum())
+
+    @staticmethod
+    def compiling_seconds() -> float:
+        """What `--compile` has cost in this process so far."""
+        from torch._dynamo.utils import calculate_time_spent
+
+        return round(calculate_time_spent().get("total_wall_time", 0.0), 1)
 
     @torch.no_grad()
     def _follow(self) -> None:

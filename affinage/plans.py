@@ -34,6 +34,7 @@ class Wishes:
     average: float | Literal["auto"] = "auto"
     hand_over: float | Literal["auto"] = "auto"
     augment: str = "auto"
+    accumulate: int = 1
     lora_rank: int = 8
 
 
@@ -82,6 +83,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
         batch=batch,
         weight_decay=0.05 if fresh else 0.0,
         label_smoothing=wishes.label_smoothing if wishes.label_smoothing != "auto" else 0.0,
+        accumulate=wishes.accumulate,
         average=wishes.average if wishes.average != "auto" else 0.0,
         augment=wishes.augment if wishes.augment != "auto" else "light" if kind == "image" else "none",
         # a rate that falls over the whole stage gains most at its end: a short flat stretch is no reason to stop there

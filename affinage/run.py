@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from affinage.inputs import Inputs, check_data, plan_json, plan_of, prepare, tol
 from affinage.lora import adapt, merge
 from affinage.net import Net
 from affinage.progress import Bar
+from affinage.recompute import recomputed
 from affinage.record import Record, Records
 from affinage.solve import Head, solve
 from affinage.story import Story, sample_of
-from affinage.trained import Run, known, load
+from affinage.trained import Run, known, load, remove
 from affinage.types import Cost, Finding, Outcome, Stage
 
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
@@ -99,7 +100,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     settings = inputs.settings
     resumed = checkpoint.load(out / "checkpoints") if state else None
     if state is None and out.exists():
-        shutil.rmtree(out)
+        remove(out)
     header = {
         "affinage": __version__,
         "status": "running",
@@ -240,6 +241,7 @@ def _fit(
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
     if stage.hand_over != 1.0:
         _temper(inputs.net, stage.hand_over)
+    recomputing = recomputed(inputs.model) if inputs.settings.gradient_checkpointing else nullcontext()
     fitting = Fitting(
         inputs.net,
         stage,
@@ -250,6 +252,7 @@ def _fit(
         precision=inputs.precision,
         weights=weights,
         forward=frozen.forward,
+        compiled=inputs.settings.compile,
     )
     start = {n: t.clone() for n, t in fitting.learned().items()}
     if going and tensors is not None:
@@ -271,13 +274,18 @@ def _fit(
 
     bar.start(f"stage {stage.name}: training", len(inputs.rows["train"]) * stage.epochs)
     bar.advance(fitting.progress.epoch * len(inputs.rows["train"]) + fitting.progress.rows, "")
-    fitting.run(evaluate, story.records, lambda: story.save(fitting), bar.advance)
+    with recomputing:
+        fitting.run(evaluate, story.records, lambda: story.save(fitting), bar.advance)
     progress = fitting.progress
     details: dict[str, Any] = {
         "epochs": progress.epoch,
         "steps": progress.step,
         "trained_parameters": sum(p.numel() for p in fitting.trained.values()),
     }
+    if progress.least_pieces > 1:
+        details["pieces"] = progress.least_pieces
+    if inputs.settings.compile:
+        details["compiling_seconds"] = fitting.compiling_seconds()
     better = before is None or not before or not progress.best or progress.best >= _rank(inputs, before)
     if better:
         story.kept = f"{stage.name}, epoch {progress.best_epoch}"

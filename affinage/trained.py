@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,22 @@ def load(path: str | Path) -> Run:
     if record["status"] != "finished":
         raise AffinageError(f"the run at {folder} was stopped before its end: go on with affinage fit --resume --out {folder}")
     return Run(folder, record)
+
+
+# What every run writes beside the model's own files, which run.json names under "files".
+OWN = ("run.json", "records.jsonl", "findings.csv", "predictions.parquet", "report.html", "README.md")
+
+
+def remove(out: Path) -> None:
+    """Take a run out of its folder, and nothing that is not its own; the folder goes where nothing is left.
+
+    The record goes last: what a kill leaves is still known as a run.
+    """
+    record = known(out) or {}
+    for folder in ("checkpoints", ".writing"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for name in (*record.get("files", ()), *reversed(OWN)):
+        if Path(name).name == name:  # a record that was tampered with reaches no other folder
+            (out / name).unlink(missing_ok=True)
+    if not any(out.iterdir()):
+        out.rmdir()

@@ -96,6 +96,8 @@ class Stage:
     rates: Rates  # who learns, and how fast at the peak of the schedule
     epochs: int = 1
     batch: int = 16  # examples a step
+    tokens: int = 4096  # padded tokens at once; a step of more is computed in pieces, to the same gradient
+    accumulate: int = 1  # pieces a step at least
     warmup: float = 0.1  # share of the steps in which the rate rises linearly
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0  # on matrices only; 0 for what was pretrained: it would pull towards zero, not towards the base

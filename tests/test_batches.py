@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from affinage.batches import by_tokens, shuffled
+from affinage.batches import by_tokens, pieces, shuffled
 
 
 @pytest.fixture
@@ -34,6 +34,18 @@ def test_sizes(lengths: np.ndarray) -> None:
 def test_longest_first(lengths: np.ndarray) -> None:
     order = lengths[np.concatenate(by_tokens(lengths, 512))]
     assert (np.diff(order) <= 0).all()
+
+
+@pytest.mark.parametrize("budget", [64, 512, 4096])
+@pytest.mark.parametrize("least", [1, 2, 7, 16])
+def test_pieces_of_one_update(lengths: np.ndarray, budget: int, least: int) -> None:
+    rows = lengths[:16]
+    found = pieces(rows, budget, least)
+    assert sorted(np.concatenate(found).tolist()) == list(range(16)) and len(found) >= least
+    for part in found:
+        assert len(part) == 1 or len(part) * rows[part].max() <= budget
+    if least == 1 and 16 * rows.max() <= budget:
+        assert found[0].tolist() == list(range(16))  # as they were drawn: nothing changes where nothing must
 
 
 def test_pure_function_of_seed_and_epoch(lengths: np.ndarray) -> None:

@@ -121,3 +121,18 @@ def test_packed_weights_give_the_numbers_of_autocast(minilm: Path) -> None:
             got = model(**batch).logits
     assert torch.equal(got, want)
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_batch_that_did_not_fit_is_halved() -> None:
+    """More than two rows at once are refused, in the middle of the network: the numbers are the same."""
+    model, _ = FAMILIES["bert"].make()
+    rows = texts(12)
+    _, whole = features.passed(model, rows, "fp32")
+
+    def refuse(_: nn.Module, args: Any) -> None:
+        if len(args[0]) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    model.get_submodule(Net.of(model, rows.batch(np.arange(1))).blocks[1]).register_forward_pre_hook(refuse)
+    _, halved = features.passed(model, rows, "fp32")
+    assert np.allclose(halved, whole, atol=1e-5)

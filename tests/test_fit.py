@@ -16,6 +16,7 @@ from affinage import rates
 from affinage.errors import AffinageError
 from affinage.fit import Fitting, interval, share
 from affinage.net import Net
+from affinage.recompute import recomputed
 from affinage.record import Records, read
 from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.image_classification import task as images
@@ -46,7 +47,7 @@ def fitting(name: str, stage: Stage, rows: int = 24, seed: int = 0, **options: A
         data = ImageRows(pixels, np.full(3, 1 / 64, np.float32), np.full(3, -1, np.float32))
     task = texts if "input_ids" in batch else images
     torch.manual_seed(seed)
-    return Fitting(Net.of(model, batch), stage, task, data, targets, seed=seed, precision="fp32", weights=None, **options)
+    return Fitting(Net.of(model, batch), stage, task, data, targets, seed=seed, precision="fp32", **{"weights": None, **options})
 
 
 def run(made: Fitting, path: Path, scores: Callable[[], list[float] | None] = lambda: None) -> list[str]:
@@ -186,6 +187,93 @@ def test_a_loss_that_is_not_finite_stops() -> None:
         for _ in range(10):
             made.step(np.arange(8))
     assert "\n" not in str(error.value)
+
+
+# -------------------------------------------------------------------------------------------------------------- pieces
+def gradients(made: Fitting, rows: np.ndarray) -> tuple[float, dict[str, torch.Tensor]]:
+    value = made._gradients(rows)
+    return value, {n: p.grad.clone() for n, p in made.trained.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 3.0])], ids=["plain", "weighted"])
+@pytest.mark.parametrize("stage", [{"accumulate": 3}, {"tokens": 20}], ids=["accumulate", "tokens"])
+def test_pieces_give_the_gradient_of_the_whole(stage: dict[str, int], weights: torch.Tensor | None) -> None:
+    """In fp32, without dropout: to rounding, with class weights and smoothing too."""
+    whole, parts = (
+        fitting("bert", replace(STAGE, dropout=False, label_smoothing=0.1, **one), weights=weights) for one in ({}, stage)
+    )
+    for made in (whole, parts):
+        rates.train_mode(made.net, made.table, dropout=False)
+    rows = np.arange(11)
+    a, b = gradients(whole, rows), gradients(parts, rows)
+    assert a[0] == pytest.approx(b[0], abs=1e-6) and a[1].keys() == b[1].keys()
+    for n in a[1]:
+        assert torch.allclose(a[1][n], b[1][n], atol=1e-6), n
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_update_that_did_not_fit_is_made_in_pieces(error: Exception) -> None:
+    """More than three rows at once are refused, in the middle of the network: the result is that of the whole."""
+    whole, small = fitting("bert", STAGE), fitting("bert", STAGE)
+    for made in (whole, small):
+        rates.train_mode(made.net, made.table, dropout=False)
+    module = small.net.model.get_submodule(small.net.blocks[0])
+
+    def refuse(_: torch.nn.Module, args: Any) -> None:
+        if len(args[0]) > 3:
+            raise error
+
+    module.register_forward_pre_hook(refuse)
+    rows = np.arange(8)
+    a, b = gradients(whole, rows), gradients(small, rows)
+    assert small.progress.least_pieces == 4 and a[0] == pytest.approx(b[0], abs=1e-6)
+    assert all(torch.allclose(a[1][n], b[1][n], atol=1e-6) for n in a[1])
+    state = small.state()
+    assert state[1]["progress"]["least_pieces"] == 4  # a resumed run goes on in pieces
+
+
+def test_one_row_that_does_not_fit_is_told() -> None:
+    made = fitting("bert", STAGE)
+
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    made.net.model.register_forward_pre_hook(refuse)
+    with pytest.raises(AffinageError, match=r"one row of \d+ tokens does not fit in memory: --unfreeze fewer"):
+        made.step(np.arange(8))
+
+
+def test_another_runtime_error_is_not_taken_for_memory() -> None:
+    made = fitting("bert", STAGE)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    made.net.model.register_forward_pre_hook(refuse)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        made.step(np.arange(8))
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2"])
+def test_recomputing_gives_the_same_gradients(name: str) -> None:
+    plain, again = fitting(name, STAGE), fitting(name, STAGE)
+    for made in (plain, again):
+        rates.train_mode(made.net, made.table, dropout=False)
+    a = gradients(plain, np.arange(8))
+    with recomputed(again.net.model):
+        b = gradients(again, np.arange(8))
+    assert a[0] == b[0] and all(a[1][n].equal(b[1][n]) for n in a[1])
+    assert not again.net.model.is_gradient_checkpointing
+
+
+@pytest.mark.slow
+def test_compiled_it_learns_the_same() -> None:
+    plain, fast = fitting("bert", STAGE), fitting("bert", STAGE, compiled=True)
+    for made in (plain, fast):
+        rates.train_mode(made.net, made.table, dropout=False)
+    for _ in range(3):
+        assert fast.step(np.arange(8)) == pytest.approx(plain.step(np.arange(8)), abs=1e-4)
+    assert fast.compiling_seconds() > 0
 
 
 def test_a_stage_that_trains_nothing_is_refused() -> None:

@@ -28,6 +28,7 @@ FLOORS: dict[int, set[str]] = {
     3: {"check", "data", "report", "tasks"},
     2: {
         "augment",
+        "recompute",
         "batches",
         "blocks",
         "checkpoint",

@@ -21,6 +21,7 @@ import affinage
 from affinage import plans, record, run
 from affinage.errors import AffinageError
 from affinage.run import plan_of
+from affinage.trained import remove
 
 from . import tiny
 
@@ -109,7 +110,7 @@ def test_run_json(kind: str, request: pytest.FixtureRequest) -> None:
     story = json.loads((made.path / "run.json").read_text())
     assert story == made.record
     began = {"affinage", "created", "task", "plan", "model", "data", "seed", "settings", "versions", "commit", "hardware"}
-    ended = {"status", "finished", "stages", "kept", "cuts", "cost", "cost_parts", "drift", "validation", "test"}
+    ended = {"status", "finished", "stages", "files", "kept", "cuts", "cost", "cost_parts", "drift", "validation", "test"}
     assert story.keys() == began | ended
     assert story["status"] == "finished" and story["task"] == f"{kind}-classification" and story["seed"] == 0
     assert story["model"].keys() == {"source", "revision", "architecture", "parameters", "pooling", "anatomy"}
@@ -514,7 +515,21 @@ def test_a_finished_run_is_left_alone(bert: Path, texts: Path, tmp_path: Path) -
     assert again.record == made.record  # nothing to go on with: the run as it is
     (out / "mine.txt").write_text("mine")
     replaced = affinage.fit(bert, texts, overwrite=True, **settings)
-    assert replaced.record["created"] >= made.record["created"] and not (out / "mine.txt").exists()
+    assert replaced.record["created"] >= made.record["created"] and (out / "mine.txt").read_text() == "mine"
+    assert set(replaced.record["files"]) > {"config.json", "model.safetensors", "predictions.parquet"}
+
+
+def test_what_is_not_the_runs_own_outlives_it(text_run: affinage.Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(text_run.path, out)
+    (out / "notes").mkdir()
+    (out / "notes/mine.txt").write_text("mine")
+    remove(out)
+    assert [path.relative_to(out).as_posix() for path in out.rglob("*")] == ["notes", "notes/mine.txt"]
+    shutil.rmtree(out)
+    shutil.copytree(text_run.path, out)
+    remove(out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])

@@ -1,0 +1,272 @@
+"""Partly frozen and full training: affinage against the Hugging Face Trainer with its default arguments, in CPU seconds.
+
+    python benchmarks/engine.py [--rows 1000] [--seeds 1] [--threads 1] [--arms frozen,top-1,top-2,top-3,full]
+    python benchmarks/engine.py --images cifar10 --base FOLDER
+
+Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last
+1, 2 or 3 of 6 blocks 10, full 3. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache;
+a line a finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning, after the model
+is loaded and before the test. Beside it the floor: the work of the arm's products, three times the forward pass where layers
+learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arms import HERE, append, digest, examples, lines, splits, text_model, version
+from frozen_text import Clock, flop, peak
+
+# arm -> (blocks that learn beside the head, or all; epochs of either side)
+ARMS: dict[str, tuple[int | str, int]] = {
+    "frozen": (0, 20),
+    "top-1": (1, 10),
+    "top-2": (2, 10),
+    "top-3": (3, 10),
+    "full": ("all", 3),
+}
+SIDES = ("affinage", "trainer")
+KEY = ("data", "rows", "arm", "seed", "threads", "side")
+
+
+def chosen(data: Path, name: str, count: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """`count` training rows, as many of each class, and the test rows, none of which is in train."""
+    from affinage import data as reading
+    from affinage import labels
+    from affinage.check import check, without_leaks
+
+    found = reading.read(splits(name, data))
+    found = without_leaks(found, check(found))
+    train = labels.few(found.train, count // len(set(found.train.targets)), seed)
+    assert found.test is not None
+    parts = {"train": train, "test": found.test}
+    return {
+        key: [{found.kind: x, "label": y} for x, y in zip(split.inputs, split.targets, strict=True)]
+        for key, split in parts.items()
+    }
+
+
+def settings(told: argparse.Namespace) -> dict[str, Any]:
+    """What both sides are asked for; without a validation split, as the Trainer has none by default."""
+    unfreeze, epochs = ARMS[told.arm]
+    rows = chosen(told.data, told.images or "sst2", told.rows, told.seed)
+    classes = len({row["label"] for row in rows["train"]})
+    more = {"augment": "none"} if told.images else {}
+    plan = "frozen" if unfreeze == 0 else "full" if unfreeze == "all" else "two-stage"
+    depth = {} if unfreeze in (0, "all") else {"unfreeze": unfreeze}
+    return {
+        "model": told.base if told.images else text_model(),
+        "data": rows,
+        "plan": plan,
+        "epochs": epochs,
+        "labels_per_class": told.rows // classes,
+        "seed": told.seed,
+        "leaks": "allow",
+        "quiet": True,
+        **depth,
+        **more,
+    }
+
+
+def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
+    import affinage
+    from affinage import features
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["AFFINAGE_CACHE"] = str(Path(folder) / "cache")
+        run = affinage.fit(**settings(told), out=Path(folder) / "run")
+        record = run.record
+    stages = [stage["cost"] for stage in record["stages"]]
+    parts = {"encoding": record["cost_parts"]["encoding"]} | {stage["stage"]: stage["cost"] for stage in record["stages"]}
+    return {
+        **{k: sum(cost[k] for cost in (*stages, record["cost_parts"]["encoding"])) for k in ("seconds", "cpu_seconds")},
+        "accuracy": record["test"]["accuracy"],
+        "parts": parts,
+        "cuts": record["cuts"],
+        "precision": features.auto_precision(),
+        "fingerprint": record["data"]["fingerprint"],
+        **floor(told),
+    }
+
+
+def floor(told: argparse.Namespace) -> dict[str, Any]:
+    """The least that the products of a text arm can take, and the rates of this core."""
+    import torch
+    import transformers
+
+    rates = {"bf16": peak(torch.bfloat16), "fp32": peak(torch.float32)}
+    told_rates = {"matmul_gflops": {kind: rate / 1e9 for kind, rate in rates.items()}}
+    if told.images:
+        return told_rates
+    unfreeze, epochs = ARMS[told.arm]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(text_model())
+    config = transformers.AutoConfig.from_pretrained(text_model())
+    texts = [row["text"] for row in chosen(told.data, "sst2", told.rows, told.seed)["train"]]
+    once = flop(config, [len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"]])
+    share = 1.0 if unfreeze == "all" else int(unfreeze) / config.num_hidden_layers
+    # the features for the solved head, and what is frozen up to the cut: the arm computes either once
+    passes = (0.0 if unfreeze == "all" else 1.0) + (1 - share if 0 < share < 1 else 0.0) + 3 * share * epochs
+    return {**told_rates, "floor_seconds": passes * once / max(rates.values())}
+
+
+def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    import transformers
+
+    from affinage import config, rates
+    from affinage.inputs import prepare
+    from affinage.net import Net
+
+    unfreeze, epochs = ARMS[told.arm]
+    inputs = prepare(config.make({**settings(told), "plan": "full", "unfreeze": "auto"}))  # only its rows are used
+    data, task, processor = inputs.data, inputs.task, inputs.processor
+    assert data.test is not None
+    transformers.set_seed(told.seed)
+    auto = transformers.AutoModelForImageClassification if told.images else transformers.AutoModelForSequenceClassification
+    model = auto.from_pretrained(inputs.settings.model, num_labels=len(inputs.classes), ignore_mismatched_sizes=True)
+    if unfreeze != "all":  # the same parameters as on our side
+        net = Net.of(model, task.encode([data.train.inputs[0]], processor, model).batch(np.arange(1)))
+        rates.freeze(net, rates.resolve(net, rates.decayed(net, 1.0, 1.0, 1.0, unfreeze)))
+    clock = Clock()
+    train = examples(task, data.train, processor, model)
+    encoded = clock.cost()
+    test = examples(task, data.test, processor, model)
+    collator = transformers.DefaultDataCollator() if told.images else transformers.DataCollatorWithPadding(processor)
+    with tempfile.TemporaryDirectory() as folder:
+        args = transformers.TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=epochs,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+            seed=told.seed,
+        )
+        loop = transformers.Trainer(model=model, args=args, train_dataset=train, data_collator=collator)
+        clock = Clock()
+        loop.train()
+        learned = clock.cost()
+        logits = np.asarray(loop.predict(test).predictions)
+    assert torch.get_num_threads() == told.threads
+    return {
+        **{k: encoded[k] + learned[k] for k in encoded},
+        "accuracy": float((logits.argmax(1) == np.asarray(data.test.targets)).mean()),
+        "parts": {"encoding": encoded, "training": learned},
+        "precision": "fp32",
+        "steps": loop.state.global_step,
+        "fingerprint": inputs.fingerprint,
+    }
+
+
+def taken(told: argparse.Namespace, arm: str, seed: int, side: str) -> dict[str, Any]:
+    """One side of one arm in a process of its own."""
+    threads = {name: str(told.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--arm", arm, "--seed", str(seed)]
+    words += ["--rows", str(told.rows), "--threads", str(told.threads), "--data", str(told.data)]
+    words += ["--images", told.images, "--base", str(told.base)] if told.images else []
+    answer = subprocess.run(
+        words,
+        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def table(path: Path) -> str:
+    """Median ratios and mean accuracies of the finished pairs, as Markdown."""
+    found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for line in lines(path):
+        found.setdefault(tuple(line[k] for k in KEY[:-1]), {})[line["side"]] = line
+    arms: dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]] = {}
+    for (data, rows, arm, _, threads), pair in found.items():
+        if len(pair) == len(SIDES):
+            arms.setdefault((data, rows, threads, arm), []).append(pair)
+    out = [
+        "| data, rows | threads | arm | epochs | affinage, CPU s | Trainer, CPU s | times less "
+        "| accuracy | Trainer's | pairs | over the floor |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (data, rows, threads, arm), pairs in sorted(arms.items(), key=lambda item: (item[0][:3], list(ARMS).index(item[0][3]))):
+        mine, theirs = [p["affinage"] for p in pairs], [p["trainer"] for p in pairs]
+        ratio = statistics.median(b["cpu_seconds"] / a["cpu_seconds"] for a, b in zip(mine, theirs, strict=True))
+        costs = [statistics.median(one["cpu_seconds"] for one in side) for side in (mine, theirs)]
+        accuracy = [statistics.mean(one["accuracy"] for one in side) for side in (mine, theirs)]
+        floors = [one["cpu_seconds"] / one["floor_seconds"] for one in mine if "floor_seconds" in one]
+        over = f"{statistics.median(floors):.2f}" if floors else ""
+        out.append(
+            f"| {data}, {rows} | {threads} | {arm} | {ARMS[arm][1]} | {costs[0]:.1f} | {costs[1]:.1f} | {ratio:.1f} | "
+            f"{accuracy[0]:.3f} | {accuracy[1]:.3f} | {len(pairs)} | {over} |"
+        )
+    return "\n".join(out)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1000, help="training rows")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--arms", default=",".join(ARMS), help="with commas between them")
+    parser.add_argument("--images", help="an image data set instead of sst2, such as cifar10")
+    parser.add_argument("--base", type=Path, help="the folder of the image model")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "engine.jsonl")
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
+    for hidden in ("--side", "--arm"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    told = parser.parse_args(words)
+    if unknown := set(told.arms.split(",")) - set(ARMS):
+        parser.error(f"no arm '{min(unknown)}': expected of {', '.join(ARMS)}")
+    if told.images and not told.base:
+        parser.error("--images needs a model: --base FOLDER")
+    if told.table:
+        print(table(told.out))
+        return 0
+    if told.side:
+        import torch
+        import transformers
+
+        torch.set_num_threads(told.threads)
+        transformers.logging.set_verbosity_error()
+        print(json.dumps((affinage_side if told.side == "affinage" else trainer_side)(told)))
+        return 0
+    from affinage import facts
+
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {tuple(line[k] for k in KEY) for line in lines(told.out)}
+    model = {"model": digest(told.base if told.images else text_model())}
+    for seed in range(told.seeds):
+        for arm in told.arms.split(","):
+            for side in SIDES:
+                key = (told.images or "sst2", told.rows, arm, seed, told.threads, side)
+                if key in done:
+                    continue
+                commit = facts.commit()  # each process imports the checkout as it then is
+                found = taken(told, arm, seed, side)
+                head = dict(zip(KEY, key, strict=True)) | model | {"epochs": ARMS[arm][1], "commit": commit}
+                more = {
+                    "versions": {**facts.versions(), "accelerate": version("accelerate")},
+                    "cpu": facts.hardware("fp32")["cpu"],
+                }
+                append(told.out, {**head, **found, **more, "load_average": os.getloadavg()[0]})
+                print(
+                    f"{arm}, seed {seed}, {side}: {found['cpu_seconds']:.1f} CPU s, accuracy {found['accuracy']:.4f}", flush=True
+                )
+    print(table(told.out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
