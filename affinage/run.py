@@ -186,9 +186,10 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     clock = Clock()
     linear = inputs.net.head_linear
     assert linear is not None, "prepare() refuses such a network"
-    rows = inputs.rows["train"]
+    frozen = _ahead(story, bar)
+    rows = frozen.rows["train"]
     bar.start(f"stage {stage.name}: features", len(rows))
-    features, _ = passed(inputs.model, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
+    features, _ = passed(frozen.forward, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
     assert features is not None
     bar.say("solving the head")
     targets = np.asarray(inputs.data.train.targets)
@@ -208,7 +209,7 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     story.carried[f"{name}.weight"] = linear.weight.detach().clone()
     if linear.bias is not None:
         story.carried[f"{name}.bias"] = linear.bias.detach().clone()
-    validation = _validate(inputs)
+    validation = _validate(inputs, frozen)
     details = {
         "method": head.method,
         "penalty": head.penalty,
@@ -237,7 +238,8 @@ def _fit(
     if inputs.settings.class_weights == "balanced":
         counts = np.maximum(np.bincount(targets, minlength=len(inputs.classes)), 1)
         weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
-    frozen = _frozen(story, stage, bar)
+    ahead = story.frozen.pop(stage.name, None)
+    frozen = ahead or _frozen(story, stage, bar)
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
     if stage.hand_over != 1.0:
         _temper(inputs.net, stage.hand_over)
@@ -258,8 +260,9 @@ def _fit(
     if going and tensors is not None:
         fitting.restore(tensors, going)
         checkpoint.set_random_state(whole, _random(story.out))
-    fitting.progress.seconds += frozen.facts.get("seconds", 0.0)
-    fitting.progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
+    if not ahead:  # else the stage that computed it has counted it
+        fitting.progress.seconds += frozen.facts.get("seconds", 0.0)
+        fitting.progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
     before = story.outcomes[-1].validation if story.outcomes else None
     last: dict[str, Any] = {}
 
@@ -296,6 +299,21 @@ def _fit(
         details["worse_than_before"] = True
     scores = _validate(inputs, frozen)
     story.outcomes.append(Outcome(stage.name, Cost(progress.seconds, progress.cpu_seconds), scores, details))
+
+
+def _ahead(story: Story, bar: Bar) -> Frozen:
+    """The rows that a solve passes to the head: from the cut of the stage that trains next, which is captured on the way.
+
+    So the frozen part runs once in the whole run, and not once for the features and once more for the cut.
+    """
+    inputs = story.inputs
+    following = next((stage for stage in inputs.plan.stages[story.stage + 1 :] if stage.how == "fit"), None)
+    if following is None or inputs.plan.lora:  # lora's layers are not there yet
+        return Frozen(dict(inputs.rows), inputs.model, {})
+    frozen = _frozen(story, following, bar)
+    if not frozen.facts["why"]:
+        story.frozen[following.name] = frozen
+    return frozen
 
 
 def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:

@@ -11,6 +11,7 @@ import torch
 
 from affinage import checkpoint
 from affinage.fit import Fitting
+from affinage.frozen import Frozen
 from affinage.inputs import Inputs
 from affinage.record import Records
 from affinage.types import Batch, Outcome, Rows
@@ -27,6 +28,7 @@ class Story:
         self.order = 0  # of the last checkpoint
         self.stage = 0  # that comes next
         self.cuts: dict[str, dict[str, Any]] = {}  # by stage: where it was cut, what that took, or why it was not
+        self.frozen: dict[str, Frozen] = {}  # by stage: what an earlier one computed for it on its own way
         self.records: Records
         self.base_features: np.ndarray | None = None
 

@@ -280,6 +280,28 @@ def test_rows_of_any_length(cache: Path, tmp_path: Path) -> None:
     assert again.record["cuts"]["body"]["reused"]
 
 
+def test_the_frozen_part_runs_once_in_two_stages(cache: Path, tmp_path: Path) -> None:
+    """Rows that enter the first block in a whole run: each once, beside what drift and the final scores take."""
+    model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data")
+    seen: dict[int, int] = {}
+
+    def count(module: torch.nn.Module, args: Any) -> None:
+        if type(module).__name__ == "BertLayer" and "forward" not in module.__dict__:
+            seen[id(module)] = seen.get(id(module), 0) + len(args[0])
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        run = affinage.fit(model, data, out=tmp_path / "run", unfreeze=1, epochs=3, batch_size=8, quiet=True)
+    finally:
+        handle.remove()
+    rows = run.record["data"]["rows"]
+    first = next(iter(seen.values()))
+    once = rows["train"] + rows["validation"]
+    others = 2 * rows["train"] + 2 * rows["validation"] + rows["test"]  # drift before and after; the scores of the end
+    assert once <= first <= once + others + 16  # and a few rows to look at the network
+    assert run.record["stages"][0]["cost"]["cpu_seconds"] > run.record["cuts"]["body"]["cpu_seconds"] > 0
+
+
 def test_every_stage_has_a_cut_of_its_own(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from affinage.report.screen import show
 
