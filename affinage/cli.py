@@ -105,6 +105,7 @@ def fit(
     ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = None,
     cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
+    views: Annotated[Word, _option("V", "Augmented views of each picture that are computed once; 0 where not given.")] = None,
     cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,

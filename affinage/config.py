@@ -122,6 +122,8 @@ class Settings(BaseModel):
 
     # What is computed once
     cache: Literal["auto", "off"] = _setting("auto", "auto or off")  # auto: what is frozen runs once where that pays
+    # augmented views of each picture that are computed once and learnt from in turn; 0: drawn anew each time, and nothing cut
+    views: Annotated[int, Strict, Field(ge=0)] = _setting(0, "a whole number of views from 0 up")
     cache_gb: Rate = _setting(4.0, "a number of gigabytes above 0")  # 4 GB: 100,000 short sentences of MiniLM
 
     # What happens to the folder, and on the screen

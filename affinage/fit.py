@@ -17,6 +17,7 @@ from affinage.augment import augmented
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, out_of_memory
+from affinage.frozen import Views
 from affinage.net import Net
 from affinage.record import Record, Records
 from affinage.types import Batch, Rows, Stage, Task
@@ -297,6 +298,8 @@ class Fitting:
             clock, cpu = time.perf_counter(), time.process_time()
 
         while progress.epoch < self.stage.epochs and not progress.done:
+            if isinstance(self.rows, Views):
+                self.rows.look(progress.epoch)
             batches = shuffled(self.rows.lengths, self.stage.batch, self.seed, progress.epoch)
             for batch in batches[progress.batch :]:
                 value = self.step(batch)

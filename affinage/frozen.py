@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from affinage import __version__, rates, store
+from affinage.augment import augmented
 from affinage.batches import by_tokens
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
@@ -55,6 +56,44 @@ class Captured:
         return found
 
 
+class Views:
+    """Augmented views of the same rows, computed once each: epoch e learns from view e modulo their number."""
+
+    def __init__(self, views: Sequence[Rows]) -> None:
+        self.views = list(views)
+        self.seen = self.views[0]
+        self.lengths = self.seen.lengths
+
+    def __len__(self) -> int:
+        return len(self.seen)
+
+    def look(self, epoch: int) -> None:
+        """Turn to the view of this epoch, counted from 0."""
+        self.seen = self.views[epoch % len(self.views)]
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.seen.batch(rows)
+
+
+class Augmented:
+    """Rows as one augmented view shows them: the same at every look, whatever else is drawn."""
+
+    def __init__(self, rows: Rows, strength: str, seed: int, view: int) -> None:
+        self.rows, self.strength, self.seed, self.view = rows, strength, seed, view
+        self.lengths = rows.lengths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The batch with its pictures changed; which way depends on the seed, the view and the first row only."""
+        found = self.rows.batch(rows)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 1_000_003 + self.view * 10_007 + int(rows[0]))
+            found["pixel_values"] = augmented(found["pixel_values"], self.strength)
+        return found
+
+
 def computed_once(
     net: Net,
     stage: Stage,
@@ -62,6 +101,8 @@ def computed_once(
     *,
     precision: str,
     budget: float,
+    views: int = 0,
+    seed: int = 0,
     before: Mapping[str, Any] | None = None,
     start: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int, str], None] = lambda rows, words: None,
@@ -71,6 +112,8 @@ def computed_once(
     Args:
         rows: by split; "train" is among them.
         budget: of the store, in GB; 0 for no store.
+        views: where the stage augments: so many augmented views of the training rows are computed once each; 0 for no cut there.
+        seed: of the views.
         before: the facts of this stage where it goes on after a stop: it goes on as it began.
         start, advance: the progress bar's.
     """
@@ -90,8 +133,14 @@ def computed_once(
     address = f"blocks.{k}"
     if stage.epochs == 1:
         return uncut("one epoch looks at each row once", address)
-    if stage.augment != "none":
-        return uncut(f"augmentation '{stage.augment}' changes the rows each time; --augment none computes it once", address)
+    if stage.augment == "none":
+        views = 0
+    elif not views:
+        return uncut(
+            f"augmentation '{stage.augment}' changes the rows each time; "
+            "--augment none computes it once, --views 4 four views of each",
+            address,
+        )
     lengths = [set(np.unique(r.lengths).tolist()) for r in rows.values()]
     if all(len(one) == 1 for one in lengths) and len(set.union(*lengths)) > 1:
         return uncut("each split has rows of one length only, and not the same", address)
@@ -104,10 +153,13 @@ def computed_once(
     if cut.share < PAYS:
         return uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
     columns = [_column(layout.dtype, layout.unit, bool(layout.tokens)) for layout in cut.layouts()]
-    size = _size(columns, rows)
+    looks: list[tuple[str, int, Rows]] = [(name, 0, split) for name, split in rows.items() if name != "train" or not views]
+    looks += [("train", v, Augmented(rows["train"], stage.augment, seed, v)) for v in range(1, views + 1)]
+    taken = {f"{name} {view}": split for name, view, split in looks}
+    size = _size(columns, taken)
     if size > budget * GB and precision == "bf16":
         columns = [_column(torch.bfloat16, c.shape, c.ragged) if c.dtype == "float32" else c for c in columns]
-        size = _size(columns, rows)
+        size = _size(columns, taken)
     if size > budget * GB:
         return uncut(f"{told(size)} are more than --cache-gb {budget:g}", address)
     place = Store(store.folder(), int(budget * GB))
@@ -120,23 +172,31 @@ def computed_once(
         "bytes": size,
         "kept": "disk",
         "reused": True,
+        "views": views,
     }
     ready: dict[str, Rows] = {}
-    for name, split in rows.items():
-        about = _about(net, k, precision, columns, weights, split)
+    shown_views: list[Rows] = []
+    for name, view, split in looks:
+        about = _about(net, k, precision, columns, weights, rows[name])
+        about["view"] = [view, stage.augment, seed] if view else 0
         found, damage = place.find(store.key(about))
         if damage:
             say(damage)
         if found is None:
             facts["reused"] = False
-            start(f"stage {stage.name}: {name} up to {address}, once ({told(_size(columns, {name: split}))})", len(split))
+            label = f"{name}, view {view} of {views}," if view else name
+            start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, {name: split}))})", len(split))
             shown = {"model": type(net.model).__name__, "cut": address, "split": name, "rows": len(split), "precision": precision}
             found = _filled(cut, split, columns, place, store.key(about), shown, precision, advance)
         if found is None:
             return uncut(f"{told(size)} fit neither in {place.folder} nor in memory", address)
         if not found.maps:
             facts["kept"] = "memory"
-        ready[name] = Captured(split, found)
+        ready[name] = Captured(rows[name], found)
+        if view:
+            shown_views.append(ready[name])
+    if shown_views:
+        ready["train"] = Views(shown_views)
     cost = clock.cost()
     facts |= {"seconds": round(cost.seconds, 3), "cpu_seconds": round(cost.cpu_seconds, 3)}
     return Frozen(ready, Resumed(cut), facts)

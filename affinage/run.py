@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,8 @@ def _fit(
         weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
     ahead = story.frozen.pop(stage.name, None)
     frozen = ahead or _frozen(story, stage, bar)
+    if frozen.facts.get("views"):  # what trains sees pictures that were changed already
+        stage = replace(stage, augment="none")
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
     if stage.hand_over != 1.0:
         _temper(inputs.net, stage.hand_over)
@@ -313,6 +316,8 @@ def _ahead(story: Story, bar: Bar) -> Frozen:
     frozen = _frozen(story, following, bar)
     if not frozen.facts["why"]:
         story.frozen[following.name] = frozen
+    if frozen.facts.get("views"):  # the head is solved on the pictures as they are
+        return Frozen(dict(inputs.rows), inputs.model, {})
     return frozen
 
 
@@ -325,6 +330,8 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         {name: rows for name, rows in inputs.rows.items() if name in ("train", "validation")},
         precision=inputs.precision,
         budget=settings.cache_gb if settings.cache == "auto" else 0,
+        views=settings.views,
+        seed=settings.seed,
         before=story.cuts.get(stage.name),
         start=bar.start,
         advance=bar.advance,

@@ -15,9 +15,10 @@ import torch
 
 import affinage
 from affinage import frozen, record, store
-from affinage.frozen import Frozen, computed_once
+from affinage.frozen import Augmented, Frozen, Views, computed_once
 from affinage.net import Net
 from affinage.store import Store
+from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage
 
@@ -344,3 +345,45 @@ def test_cache_commands(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_free_memory() -> None:
     assert 10**7 < frozen._free_memory() < 10**14
+
+
+def test_stored_views(cache: Path, tmp_path: Path) -> None:
+    """Each epoch learns from the next view; a view is what the whole network makes of those changed pictures."""
+    model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data")
+    options: dict[str, Any] = dict(unfreeze=1, epochs=5, views=2, precision="fp32", quiet=True)
+    run = affinage.fit(model, data, out=tmp_path / "run", **options)
+    facts = run.record["cuts"]["body"]
+    assert facts["views"] == 2 and not facts["why"] and facts["address"] == "blocks.2"
+    stored = Store(cache, 0).entries()
+    assert len(stored) == 2 + ("validation" in run.record["data"]["rows"])
+    again = affinage.fit(model, data, out=tmp_path / "again", **options)
+    assert again.record["cuts"]["body"]["reused"]
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+    more = affinage.fit(model, data, out=tmp_path / "more", **options | {"views": 3})
+    assert len(Store(cache, 0).entries()) == len(stored) + 1  # the third view; the others are found
+    losses = [[fact.value for fact in facts_of(one) if fact.name == "loss"] for one in (run, more)]
+    assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]  # the third epoch sees another view
+
+
+def test_a_view_is_what_the_network_makes_of_the_changed_picture(cache: Path) -> None:
+    model, batch = FAMILIES["resnet"].make()
+    model.eval()
+    net = Net.of(model, batch)
+    draw = np.random.default_rng(0)
+    rows = ImageRows(
+        draw.integers(0, 255, (10, 3, 32, 32)).astype(np.uint8), np.full(3, 0.02, np.float32), np.zeros(3, np.float32)
+    )
+    stage = Stage("body", "fit", (("head", 1e-3), ("blocks.-1", 1e-3), ("*", None)), epochs=4, augment="light")
+    state = torch.get_rng_state()
+    found = computed_once(net, stage, {"train": rows}, precision="fp32", budget=1.0, views=3, seed=7)
+    assert torch.equal(torch.get_rng_state(), state)
+    train = found.rows["train"]
+    assert isinstance(train, Views) and len(train.views) == 3
+    logits = []
+    for epoch in range(4):
+        train.look(epoch)
+        with torch.no_grad():
+            logits.append(found.forward(**train.batch(np.arange(10))).logits)
+            changed = Augmented(rows, "light", 7, epoch % 3 + 1).batch(np.arange(10))
+            assert torch.allclose(logits[-1], model(**changed).logits, atol=1e-5)
+    assert torch.equal(logits[3], logits[0]) and not torch.allclose(logits[1], logits[0], atol=1e-3)

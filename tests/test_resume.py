@@ -301,6 +301,8 @@ def test_python_m_affinage(stop: signal.Signals, text: list[str], whole: Path, c
         stderr=subprocess.PIPE,
         text=True,
         env=environment(**STEPWISE),
+        # a shell starts what it runs in the background with SIGINT ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     while not in_mid_epoch(out) and process.poll() is None:
         time.sleep(0.001)

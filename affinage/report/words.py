@@ -189,6 +189,8 @@ def cut(facts: dict[str, Any]) -> str:
         f"{facts['bytes'] / 1e6:,.1f} MB {'on the disk' if facts['kept'] == 'disk' else 'in memory'}",
         facts["seconds"],
     )
+    if views := facts.get("views"):
+        size = f"{views} augmented views of each row, {size}"
     done = "reused" if facts["reused"] else f"computed once in {duration(seconds)}"
     return f"cut before {address}: {share(facts['share'])} of each forward pass {done}, {size}"
 
