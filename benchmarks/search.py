@@ -176,7 +176,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, help="the folder of the image model")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the sets")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search.jsonl")
-    parser.add_argument("--held", type=int, default=HELD, help="held-out rows that score a candidate, at most")
     parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
     told = parser.parse_args(words)
     if told.table:
@@ -206,9 +205,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 if name not in sets:
                     sets[name] = splits(name, told.data, search=True)
                     test = sets[name]["test"]
-                    if len(test) > told.held:
+                    if len(test) > HELD:
                         inputs = Split(test, [row["label"] for row in test], [str(i) for i in range(len(test))])
-                        sets[name]["test"] = list(labels.holdout(inputs, told.held / len(test), 1)[1].inputs)
+                        sets[name]["test"] = list(labels.holdout(inputs, HELD / len(test), 1)[1].inputs)
                 source = told.base if name in PICTURES else text_model()
                 bench = Bench(name, sets[name], size, seed, source)
                 for words in left:
