@@ -21,7 +21,7 @@ from .errors import AffinageError
 from .store import KEPT_FREE, folder
 
 GB = 10**9
-AT_ONCE = 16 * 2**20  # bytes that a pass over everything holds at a time
+AT_ONCE = 8 * 2**20  # bytes that a pass over everything holds at a time
 
 
 def limit() -> int:
@@ -72,6 +72,10 @@ class Spool:
         self.file = tempfile.TemporaryFile(dir=_place(), buffering=2**20)  # noqa: SIM115  # open for as long as it is used
         self.size = 0
         self._flushed = 0
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
 
     def add(self, content: Any) -> None:
         """Any buffer of bytes.
