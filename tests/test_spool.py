@@ -91,7 +91,7 @@ def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert spool.limit() == 5 * 10**8
     for wrong in ("much", "inf", "nan"):
         monkeypatch.setenv("AFFINAGE_MEMORY_GB", wrong)
-        with pytest.raises(AffinageError, match="AFFINAGE_MEMORY_GB is .*: expected gigabytes"):
+        with pytest.raises(AffinageError, match=r"AFFINAGE_MEMORY_GB is .*: expected gigabytes"):
             spool.limit()
 
 

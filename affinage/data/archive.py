@@ -28,6 +28,7 @@ FILE = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<part>[^/]+)")  # a/b.seg.p
 TEXTS = ("txt", *TEXT)  # names of parts, or of keys in the part `json`
 LABELS = ("cls", "label", "labels")
 CODE = ("pyd", "pickle", "pkl", "pth", "pt", "joblib")  # to read one of these may be to run what is in it
+ORDER = "the files of a sample follow each other (tar --sort=name)"
 LABEL_LENGTH = 500  # characters; what is longer is a text and no class
 
 
@@ -130,7 +131,9 @@ def _table(tars: Sequence[Path], split: str, columns: Columns, kind: str | None)
                 picture = _picture(sample, columns, row) if kind != "text" else None
                 what: Literal["text", "image"] = "image" if picture else "text"
                 if rows is None:
-                    rows = Growing(what, Pictures() if picture else Cells(str))
+                    rows = Growing(
+                        what, Pictures() if picture else Cells(str), f'; expected .cls, or a "label" in .json; {ORDER}'
+                    )
                 try:
                     text = None if picture else _value(file.fileno(), sample, (columns.text,) if columns.text else TEXTS, row)
                     label = _label(file.fileno(), sample, columns, what, row)
@@ -139,7 +142,7 @@ def _table(tars: Sequence[Path], split: str, columns: Columns, kind: str | None)
                     continue
                 if picture is None and (text is None or kind == "image"):
                     wanted = {"image": f"{key}.jpg", "text": f"{key}.txt"}.get(kind or "", f"{key}.jpg or {key}.txt")
-                    raise AffinageError(f"{row} holds only {', '.join(sample)}; expected a part such as {wanted}")
+                    raise AffinageError(f"{row} holds only {', '.join(sample)}; expected a part such as {wanted}; {ORDER}")
                 if what != rows.kind:
                     raise AffinageError(f"{tar.name} mixes pictures and texts, first at {key}: name a kind with --task")
                 if label is None:

@@ -12,9 +12,9 @@ from .table import UNLABELLED, Table
 class Growing:
     """The rows of one split so far; `table` gives them as any reader's."""
 
-    def __init__(self, kind: Literal["text", "image"], inputs: Any) -> None:
-        """`inputs`: the empty sequence that takes each with `add` and keeps it elsewhere."""
-        self.kind, self.inputs = kind, inputs
+    def __init__(self, kind: Literal["text", "image"], inputs: Any, hint: str = "") -> None:
+        """`inputs`: the empty sequence that takes each with `add` and keeps it elsewhere. `hint`: why labels may be missing."""
+        self.kind, self.inputs, self.hint = kind, inputs, hint
         self.ids = Cells(str)
         self.targets: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
@@ -39,7 +39,7 @@ class Growing:
         """
         if self.unlabelled and (split == "train" or self.targets):
             first = ", ".join(self.unlabelled[:5]) + (", …" if len(self.unlabelled) > 5 else "")
-            raise AffinageError(f"rows of {where} have no label ({first}): fill or remove them")
+            raise AffinageError(f"{len(self.unlabelled)} rows of {where} have no label ({first}): fill or remove them{self.hint}")
         if self.unlabelled:
             return Table(self.kind, [], [], [], classes, ((where, UNLABELLED),))
         if not self.targets and not self.unreadable:

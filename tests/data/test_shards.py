@@ -149,7 +149,7 @@ def test_no_room_is_told_before_the_work(tmp_path: Path, small: Small, monkeypat
     path = parquet(tmp_path / "train.parquet", texts(30))
     small()
     monkeypatch.setattr("affinage.spool.free", lambda: 10)
-    with pytest.raises(AffinageError, match="the column 'text' of train.parquet needs .*AFFINAGE_CACHE"):
+    with pytest.raises(AffinageError, match=r"the column 'text' of train\.parquet needs .*AFFINAGE_CACHE"):
         read(path)
 
 
