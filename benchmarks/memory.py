@@ -1,9 +1,9 @@
 """Peak memory of a fit on data larger than it: the same run on four times the data must not take more.
 
-    python benchmarks/memory.py [--kinds text pictures tars] [--gb 0.4] [--memory-gb 0.05]
+    python benchmarks/memory.py [--kinds text pictures tars] [--scale 1] [--memory-gb 0.05]
 
-Made-up rows of 2 kB of text (Parquet, one row group as large as the file), or PNG pictures of noise of 150 kB (Parquet, or
-WebDataset tars), once as many GB as told and once four times that. Each fit runs in a process of its own with a tiny network, one
+Made-up rows of 8 kB of text (Parquet, one row group as large as the file: 0.1 GB), or PNG pictures of noise of 150 kB (Parquet,
+or WebDataset tars: 0.4 GB), and then four times as many. Each fit runs in a process of its own with a tiny network, one
 epoch of stage 2; counted is its peak resident memory over what the same process had after its imports.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-KINDS = ("text", "pictures", "tars")
+SIZES = {"text": 0.1, "pictures": 0.4, "tars": 0.4}  # GB of the small data
 CLASSES = ("one", "two", "three")
 TIMES = 4  # the large data over the small
 WORDS = [f"{a}{b}{c}" for a in ("ba", "ke", "mo", "tu", "si") for b in ("ran", "lot", "vim", "des") for c in ("a", "or", "ing")]
@@ -37,7 +37,7 @@ def texts(size: float) -> Iterator[tuple[str, str]]:
 
     draw, told, row = np.random.default_rng(0), 0, 0
     while told < size:
-        text = f"{CLASSES[row % 3]} {' '.join(WORDS[i] for i in draw.integers(0, len(WORDS), 300))} {row}"
+        text = f"{CLASSES[row % 3]} {' '.join(WORDS[i] for i in draw.integers(0, len(WORDS), 1300))} {row}"
         told += len(text)
         row += 1
         yield text, CLASSES[row % 3 - 1]
@@ -130,7 +130,7 @@ def fitted(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
     affinage.cli.main(["show", "--model", str(model)])  # all that a fit imports, and the memory of the network itself
     base, clock, cpu = peak(), time.perf_counter(), time.process_time()
-    done = run.fit(model=str(model), data=str(data), out=out, epochs=1, batch_size=64, max_length=64, augment="none", quiet=True)
+    done = run.fit(model=str(model), data=str(data), out=out, epochs=1, batch_size=64, max_length=16, augment="none", quiet=True)
     return {
         "rows": done.record["data"]["rows"],
         "bytes": sum(file.stat().st_size for file in data.iterdir()),
@@ -171,8 +171,8 @@ def taken(kind: str, gb: float, told: argparse.Namespace, folder: Path) -> dict[
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--gb", type=float, default=0.4, help="of the small data; the large is four times that")
+    parser.add_argument("--kinds", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on all sizes")
     parser.add_argument("--memory-gb", type=float, default=0.05, help="AFFINAGE_MEMORY_GB of the runs")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "memory.json")
     parser.add_argument("--fit", nargs=3, type=Path, help=argparse.SUPPRESS)
@@ -186,7 +186,8 @@ def main(words: Sequence[str] | None = None) -> int:
     commit = facts.commit()
     for kind in told.kinds:
         with tempfile.TemporaryDirectory() as folder:
-            sizes = {name: taken(kind, gb, told, Path(folder)) for name, gb in (("small", told.gb), ("large", TIMES * told.gb))}
+            gb = told.scale * SIZES[kind]
+            sizes = {name: taken(kind, size, told, Path(folder)) for name, size in (("small", gb), ("large", TIMES * gb))}
         small, large = sizes["small"], sizes["large"]
         grown = large["peak"] - small["peak"]
         result["kinds"][kind] = {**sizes, "grown": grown}
