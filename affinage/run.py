@@ -31,7 +31,7 @@ from affinage.record import Record, Records
 from affinage.solve import Head, solve
 from affinage.story import Some, Story, sample_of
 from affinage.trained import Run, known, load, remove
-from affinage.types import Cost, Finding, Outcome, Stage
+from affinage.types import Cost, Finding, Outcome, Rows, Stage
 
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
