@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .spool import Block
 from .types import Data, Finding, Split
 
 PIXELS = 100_000_000  # an image of more is not decoded: 300 MB as RGB, and no model looks at that many
@@ -26,6 +27,7 @@ PIXELS = 100_000_000  # an image of more is not decoded: 300 MB as RGB, and no m
 CLOSE = 6  # of the 64 bits of two images' difference hashes that may differ
 GREY = 6.0  # of 255: mean difference of two images' 16x16 greys that may remain; without it, plain backgrounds look alike
 LONG = 10_000  # characters; about 2,500 tokens, several times what a text encoder reads
+PART = 256  # pictures that are held at once
 SKEW = 10  # rows of the largest class for each of the smallest
 DUPLICATE = "duplicate-across-splits"
 UNREADABLE = "unreadable"
@@ -34,11 +36,11 @@ Row = tuple[str, str, str, str]  # (split, id, other split, other id)
 
 
 class _Seen(NamedTuple):
-    """What is compared of the N rows of one split; of an unreadable row, nothing is."""
+    """What is compared of the N rows of one split, 16 bytes a row in memory; of an unreadable row, nothing is."""
 
-    exact: list[bytes | None]  # digest of the content, None where unreadable
-    near: Any  # images: (N,) uint64 difference hashes. text: N folded texts, None where no letter is left
-    grey: np.ndarray | None  # images: (N, 256) int16, the picture at 16x16
+    exact: np.ndarray  # (N,) uint64 digests of the content, 0 where unreadable
+    near: np.ndarray  # (N,) uint64. images: difference hashes. text: digests of the folded texts, 0 where no letter is left
+    grey: Block | None = None  # images: (N, 256) uint8, the picture at 16x16
 
 
 def check(data: Data) -> list[Finding]:
@@ -46,21 +48,24 @@ def check(data: Data) -> list[Finding]:
     found: list[Finding] = []
     skipped: list[tuple[Row, str]] = [(("", row, "", ""), why) for row, why in data.unreadable]
     seen: dict[str, _Seen] = {}
+    lengthy: list[Row] = []
     for name, split in data.splits():
-        seen[name], broken = _images(split) if data.kind == "image" else _texts(split)
+        seen[name], broken, long = _images(split) if data.kind == "image" else _texts(split)
         skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
+        lengthy += [(name, split.ids[i], "", "") for i in long]
     if skipped:
         reasons = "; ".join(f"{count} {why}" for why, count in Counter(why for _, why in skipped).most_common(3))
         rows = tuple(row for row, _ in skipped)
         found.append(Finding(UNREADABLE, "warning", f"{len(skipped)} rows cannot be read and are left out ({reasons})", rows))
     for name, _ in data.splits():
-        if all(digest is None for digest in seen[name].exact):
+        if not seen[name].exact.any():
             found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
     found += _across(data, seen)
     found += _within(data, seen)
     found += _labels(data)
-    if data.kind == "text":
-        found += _lengths(data)
+    if lengthy:
+        message = f"{len(lengthy)} texts have over {LONG:,} characters; what a model cannot hold is cut"
+        found.append(Finding("long-text", "warning", message, tuple(lengthy)))
     order = ("error", "leak", "warning")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
@@ -94,11 +99,11 @@ def write(findings: Sequence[Finding], path: Path) -> None:
 
 
 def _without(data: Data, gone: set[tuple[str, str]]) -> Data:
-    splits = {
-        name: split.take([i for i, row in enumerate(split.ids) if (name, row) not in gone])
-        for name, split in data.splits()
-        if any((name, row) in gone for row in split.ids)
-    }
+    splits = {}
+    for name, split in data.splits():
+        if any(other == name for other, _ in gone):
+            stays = np.fromiter(((name, row) not in gone for row in split.ids), bool, len(split))
+            splits[name] = split.take(np.flatnonzero(stays))
     return data.with_splits(**splits)
 
 
@@ -110,40 +115,59 @@ def fold(text: str) -> str | None:
     return text if any(letter.isalpha() for letter in text) else None
 
 
-def _texts(split: Split) -> tuple[_Seen, list[tuple[int, str]]]:
-    exact = [_digest(text.encode("utf-8", "surrogatepass")) if text.strip() else None for text in split.inputs]
-    return _Seen(exact, [fold(text) for text in split.inputs], None), [
-        (i, "empty text") for i, key in enumerate(exact) if key is None
-    ]
+def _texts(split: Split) -> tuple[_Seen, list[tuple[int, str]], list[int]]:
+    """(what is compared, (row, why) of the unreadable, the long rows)."""
+    count = len(split)
+    seen = _Seen(np.zeros(count, np.uint64), np.zeros(count, np.uint64))
+    broken, long = [], []
+    for i, text in enumerate(split.inputs):
+        if not text.strip():
+            broken.append((i, "empty text"))
+            continue
+        seen.exact[i] = _digest(text.encode("utf-8", "surrogatepass"))
+        folded = fold(text)
+        if folded is not None:
+            seen.near[i] = _digest(folded.encode("utf-8", "surrogatepass"))
+        if len(text) > LONG:
+            long.append(i)
+    return seen, broken, long
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+def _digest(content: bytes) -> int:
+    """64 bits, never 0: of ten million different rows two agree by chance once in 400,000 data sets."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) or 1
 
 
-def _images(split: Split) -> tuple[_Seen, list[tuple[int, str]]]:
+def _images(split: Split) -> tuple[_Seen, list[tuple[int, str]], list[int]]:
+    """(what is compared, (row, why) of the unreadable, no long rows)."""
     from PIL import Image
 
+    count, grey = len(split), Block(np.uint8, (256,))
+    seen = _Seen(np.zeros(count, np.uint64), np.zeros(count, np.uint64), grey)
+    broken = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the bound, and it is a finding
         warnings.simplefilter("ignore", UserWarning)  # broken EXIF and the like: the pixels decide
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            looked = list(pool.map(_image, split.inputs))
-    exact = [digest for digest, _, _, _ in looked]
-    near = np.array([code for _, code, _, _ in looked], dtype=np.uint64)
-    grey = np.stack([pixels for _, _, pixels, _ in looked]) if looked else np.empty((0, 256), np.int16)
-    return _Seen(exact, near, grey), [(i, why) for i, (_, _, _, why) in enumerate(looked) if why]
+            for start in range(0, count, PART):  # a pool takes all that it is given at once
+                looked = list(pool.map(_image, split.inputs[start : start + PART]))
+                grey.add(np.stack([pixels for _, _, pixels, _ in looked]))
+                for i, (digest, code, _, why) in enumerate(looked, start):
+                    seen.exact[i], seen.near[i] = digest, code
+                    if why:
+                        broken.append((i, why))
+    return seen, broken, []
 
 
-def _image(source: Any) -> tuple[bytes | None, int, np.ndarray, str]:
-    """(digest of the content, difference hash, 16x16 greys, why it cannot be read) of a path, encoded bytes or a PIL image.
+def _image(source: Any) -> tuple[int, int, np.ndarray, str]:
+    """(digest of the content or 0, difference hash, 16x16 greys, why it cannot be read) of a path, encoded bytes or a PIL image.
 
     The difference hash: is each pixel of the 9x8 grey picture darker than its right neighbour? (N. Krawetz, "Kind of like
     that", hackerfactor.com, 2013)
     """
     from PIL import Image
 
-    nothing = np.zeros(256, np.int16)
+    nothing = np.zeros(256, np.uint8)
     try:
         if isinstance(source, str | Path):
             source = Path(source).read_bytes()
@@ -155,19 +179,19 @@ def _image(source: Any) -> tuple[bytes | None, int, np.ndarray, str]:
             picture = source
         width, height = picture.size
         if width * height > PIXELS:
-            return None, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
+            return 0, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
         if hasattr(picture, "draft"):
             picture.draft("L", (64, 64))  # JPEG only: reads all of it, but decodes to no more than is needed
         picture = picture.convert("L")
         small = np.asarray(picture.resize((9, 8), Image.Resampling.BOX), np.int16)
-        greys = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), np.int16).reshape(256)
+        greys = np.asarray(picture.resize((16, 16), Image.Resampling.BOX), np.uint8).reshape(256)
     except Image.DecompressionBombError:
-        return None, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
+        return 0, 0, nothing, f"over {PIXELS // 1_000_000} megapixels"
     except FileNotFoundError:
-        return None, 0, nothing, "no such file"
+        return 0, 0, nothing, "no such file"
     except Exception as error:  # a decoder may raise anything on a broken file, and one broken file must not end the check
         why = " ".join(str(error).split())
-        return None, 0, nothing, "not an image" if "cannot identify" in why else why[:80] or type(error).__name__
+        return 0, 0, nothing, "not an image" if "cannot identify" in why else why[:80] or type(error).__name__
     code = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
     return digest, code, greys, ""
 
@@ -184,8 +208,9 @@ def _across(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
             message = f"{len({j for _, j in pairs})} of {len(others)} rows of {two} stand in {one} as well"
             found.append(Finding(DUPLICATE, "leak", message, tuple((one, ids[i], two, others[j]) for i, j in pairs)))
         near = _same(seen[one].near, seen[two].near) if data.kind == "text" else _close(seen[one], seen[two])
-        exact = {*seen[one].exact, None}  # what is equal was told above, what is unreadable is like nothing
-        near = [(i, j) for i, j in near if seen[one].exact[i] is not None and seen[two].exact[j] not in exact]
+        here, there = seen[one].exact, seen[two].exact  # what is equal was told above, what is unreadable is like nothing
+        told = np.isin(there[[j for _, j in near]], here)
+        near = [(i, j) for (i, j), was in zip(near, told.tolist(), strict=True) if here[i] and there[j] and not was]
         if near:
             message = f"{len({j for _, j in near})} of {len(others)} rows of {two} nearly stand in {one}"
             named = tuple((one, ids[i], two, others[j]) for i, j in near)
@@ -193,16 +218,16 @@ def _across(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
     return found
 
 
-def _same(one: Sequence[Any], two: Sequence[Any]) -> list[tuple[int, int]]:
+def _same(one: np.ndarray, two: np.ndarray) -> list[tuple[int, int]]:
     """Pairs of equal keys: each row of either side that has a partner stands in one at least, so that they stay few."""
-    first_one: dict[Any, int] = {}
-    first_two: dict[Any, int] = {}
+    both = np.intersect1d(np.unique(one[one != 0]), np.unique(two[two != 0]), assume_unique=True)
+    first_one: dict[int, int] = {}
+    first_two: dict[int, int] = {}
     for first, keys in ((first_one, one), (first_two, two)):
-        for i, key in enumerate(keys):
-            if key is not None:
-                first.setdefault(key, i)
-    pairs = {(i, first_two[key]): None for i, key in enumerate(one) if key in first_two}
-    pairs |= {(first_one[key], j): None for j, key in enumerate(two) if key in first_one}
+        for i in np.flatnonzero(np.isin(keys, both)).tolist():
+            first.setdefault(int(keys[i]), i)
+    pairs = {(i, first_two[int(one[i])]) for i in np.flatnonzero(np.isin(one, both)).tolist()}
+    pairs |= {(first_one[int(two[j])], j) for j in np.flatnonzero(np.isin(two, both)).tolist()}
     return sorted(pairs)
 
 
@@ -216,7 +241,7 @@ def _close(one: _Seen, two: _Seen) -> list[tuple[int, int]]:
         later, earlier = np.nonzero(bits <= CLOSE)
         for at in range(0, len(later), 2**14):
             j, i = later[at : at + 2**14] + start, earlier[at : at + 2**14]
-            apart = np.abs(one.grey[i] - two.grey[j]).mean(1)
+            apart = np.abs(one.grey[i].astype(np.int16) - two.grey[j].astype(np.int16)).mean(1)
             order = np.lexsort((i, apart, j))  # the nearest of each j first
             for row in order[np.unique(j[order], return_index=True)[1]]:
                 candidate = (float(apart[row]), int(i[row]))
@@ -227,19 +252,20 @@ def _close(one: _Seen, two: _Seen) -> list[tuple[int, int]]:
 
 def _within(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
     """Repeats within train, and equal content under different labels anywhere."""
-    first: dict[bytes, int] = {}
+    keys = np.sort(np.concatenate([one.exact for one in seen.values()]))
+    twice = np.unique(keys[1:][(keys[1:] == keys[:-1]) & (keys[1:] != 0)])  # the others need no look
     repeats: list[Row] = []
-    for i, digest in enumerate(seen["train"].exact):
-        if digest is not None and first.setdefault(digest, i) != i:
-            repeats.append(("train", data.train.ids[i], "train", data.train.ids[first[digest]]))
-    met: dict[bytes, tuple[str, str, str]] = {}
     conflicts: list[Row] = []
+    met: dict[int, tuple[str, str, str]] = {}
     for name, split in data.splits():
-        for digest, label, row in zip(seen[name].exact, split.targets, split.ids, strict=True):
-            if digest is not None:
-                label_then, split_then, row_then = met.setdefault(digest, (str(label), name, row))
-                if label_then != str(label):
-                    conflicts.append((name, row, split_then, row_then))
+        first: dict[int, int] = {}
+        for i in np.flatnonzero(np.isin(seen[name].exact, twice)).tolist():
+            digest, label, row = int(seen[name].exact[i]), str(split.targets[i]), split.ids[i]
+            if name == "train" and first.setdefault(digest, i) != i:
+                repeats.append((name, row, name, split.ids[first[digest]]))
+            label_then, split_then, row_then = met.setdefault(digest, (label, name, row))
+            if label_then != label:
+                conflicts.append((name, row, split_then, row_then))
     found = []
     if repeats:
         message = f"{len(repeats)} of {len(data.train)} rows of train repeat an earlier one"
@@ -276,16 +302,6 @@ def _labels(data: Data) -> list[Finding]:
             message = f"train has {high} rows of '{most}' and {low} of '{least}', {high / low:.0f} to 1"
             found.append(Finding("imbalance", "warning", message))
     return found
-
-
-def _lengths(data: Data) -> list[Finding]:
-    rows: list[Row] = []
-    for name, split in data.splits():
-        rows += [(name, row, "", "") for row, text in zip(split.ids, split.inputs, strict=True) if len(text) > LONG]
-    if not rows:
-        return []
-    message = f"{len(rows)} texts have over {LONG:,} characters; what a model cannot hold is cut"
-    return [Finding("long-text", "warning", message, tuple(rows))]
 
 
 def _few(names: Sequence[str]) -> str:

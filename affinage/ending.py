@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from affinage.report import card, page
 from affinage.story import Story, sample_of
 from affinage.trained import Run, load
 from affinage.types import Cost, Split
+
+PART = 4096  # rows of predictions that are written at a time
 
 
 def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
@@ -44,7 +47,7 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
     native.to(device())
     clock_test = Clock()
     scores: dict[str, dict[str, Any]] = {"validation": {}, "test": {}}
-    frames = []
+    measured: list[tuple[str, Split, np.ndarray]] = []
     for name in ("validation", "test"):
         split: Split | None = getattr(inputs.data, name)
         if split is None:
@@ -52,12 +55,9 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         bar.start(f"measuring on {name}", len(split))
         _, logits = passed(native, inputs.rows[name], "fp32", progress=lambda n: bar.advance(n, ""))
         scores[name] = inputs.task.score(logits, np.asarray(split.targets))
-        frames.append(_predictions(name, split, logits, inputs))
-    if frames:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.concat_tables(frames), part / "predictions.parquet")
+        measured.append((name, split, logits))
+    if measured:
+        _write_predictions(part / "predictions.parquet", measured, inputs)
     files = sorted(path.name for path in part.iterdir())
     write_json(out / "run.json", story.header | {"files": files})  # known before they are there, so that none outlives the run
     for name in files:
@@ -90,29 +90,45 @@ def explain(out: Path) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-def _predictions(name: str, split: Split, logits: np.ndarray, inputs: Inputs) -> Any:
-    """The rows of one split in predictions.parquet."""
+def _write_predictions(path: Path, measured: Sequence[tuple[str, Split, np.ndarray]], inputs: Inputs) -> None:
+    """predictions.parquet: the rows of each split with its logits (N, C), some thousands at a time."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities = shifted / shifted.sum(1, keepdims=True)
-    predicted = probabilities.argmax(1)
-    confidence = probabilities[np.arange(len(predicted)), predicted]
-    targets = np.asarray(split.targets)
-    wrong = np.flatnonzero(predicted != targets)
-    shown = set(wrong[np.argsort(-confidence[wrong])][:24].tolist()) if inputs.task.kind == "image" else set()
-    return pa.table(
-        {
-            "split": [name] * len(split),
-            "id": list(split.ids),
-            "text": pa.array([str(x) if inputs.task.kind == "text" else None for x in split.inputs], pa.string()),
-            "thumbnail": pa.array([_thumbnail(split.inputs[i]) if i in shown else None for i in range(len(split))], pa.binary()),
-            "label": pa.array([inputs.classes[t] if t >= 0 else None for t in targets], pa.string()),
-            "prediction": [inputs.classes[p] for p in predicted],
-            "confidence": confidence.astype(np.float64),
-            "probabilities": list(probabilities.astype(np.float32)),
-        }
-    )
+    image, classes = inputs.task.kind == "image", inputs.classes
+    kinds: dict[str, Any] = {
+        "split": pa.string(),
+        "id": pa.string(),
+        "text": pa.string(),
+        "thumbnail": pa.binary(),
+        "label": pa.string(),
+        "prediction": pa.string(),
+        "confidence": pa.float64(),
+        "probabilities": pa.list_(pa.float32()),
+    }
+    with pq.ParquetWriter(path, pa.schema(kinds)) as file:
+        for name, split, logits in measured:
+            shifted = np.exp(logits - logits.max(1, keepdims=True))
+            probabilities = shifted / shifted.sum(1, keepdims=True)
+            predicted = probabilities.argmax(1)
+            confidence = probabilities[np.arange(len(predicted)), predicted]
+            targets = np.asarray(split.targets)
+            wrong = np.flatnonzero(predicted != targets)
+            shown = set(wrong[np.argsort(-confidence[wrong])][:24].tolist()) if image else set()
+            for start in range(0, len(split), PART):
+                part = range(start, min(start + PART, len(split)))
+                here = slice(part.start, part.stop)
+                columns = {
+                    "split": [name] * len(part),
+                    "id": list(split.ids[here]),
+                    "text": [None] * len(part) if image else [str(text) for text in split.inputs[here]],
+                    "thumbnail": [_thumbnail(split.inputs[i]) if i in shown else None for i in part],
+                    "label": [classes[t] if t >= 0 else None for t in targets[here]],
+                    "prediction": [classes[p] for p in predicted[here]],
+                    "confidence": confidence[here].astype(np.float64),
+                    "probabilities": list(probabilities[here].astype(np.float32)),
+                }
+                file.write_table(pa.table(columns, schema=file.schema))
 
 
 def _thumbnail(picture: Any) -> bytes:

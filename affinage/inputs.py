@@ -20,6 +20,7 @@ from affinage.net import Net
 from affinage.types import Columns, Data, Finding, Plan, Rows, Task
 
 HELD_OUT = 100  # fewer validation rows than this choose by luck (arXiv 2105.11447): all labels are trained on instead
+HELD_MOST = 50_000  # rows that are held out where nothing was asked for: the interval of an accuracy is half a point by then
 
 
 @dataclass
@@ -95,7 +96,7 @@ def _splits(data: Data, settings: config.Settings) -> Data:
         validation = None  # a large validation split beside few labels would be labels that nobody counted
     if validation is None:
         if share is None and round(0.2 * len(train)) >= HELD_OUT:
-            share = 0.2
+            share = min(0.2, HELD_MOST / len(train))
         if share:
             train, validation = labels.holdout(train, share, settings.seed)
     return data.with_splits(train=train, validation=validation)

@@ -65,9 +65,18 @@ def few(split: Split, per_class: int, seed: int) -> Split:
     return split.take(np.flatnonzero(_ranks(split, seed)[0] < per_class))
 
 
+def spread(split: Split, most: int, seed: int) -> np.ndarray:
+    """(M,) sorted numbers of about `most` rows: of each class its share, but 20 where it has as many. All, if they are fewer."""
+    if len(split) <= most:
+        return np.arange(len(split))
+    rank, size = _ranks(split, seed)
+    return np.flatnonzero(rank < np.maximum(np.ceil(size * (most / len(split))), np.minimum(size, 20)))
+
+
 def _ranks(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """For each row: its place (from 0) in a drawn order of its class, and the number of rows of its class; (N,) int64 each."""
-    _, group = np.unique(np.asarray(split.targets), return_inverse=True)
+    number = {target: i for i, target in enumerate(sorted(set(split.targets)))}
+    group = np.fromiter((number[target] for target in split.targets), np.int64, len(split))  # an array of names would be large
     drawn = np.random.default_rng(seed).permutation(len(split))
     order = drawn[np.argsort(group[drawn], kind="stable")]  # class by class, in drawn order within each
     counts = np.bincount(group)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import __version__, checkpoint, config
+from affinage import __version__, checkpoint, config, labels, spool
 from affinage.check import write as write_findings
 from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
@@ -29,9 +29,9 @@ from affinage.progress import Bar
 from affinage.recompute import recomputed
 from affinage.record import Record, Records
 from affinage.solve import Head, solve
-from affinage.story import Story, sample_of
+from affinage.story import Some, Story, sample_of
 from affinage.trained import Run, known, load, remove
-from affinage.types import Cost, Finding, Outcome, Stage
+from affinage.types import Cost, Finding, Outcome, Rows, Stage
 
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
@@ -188,12 +188,16 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     linear = inputs.net.head_linear
     assert linear is not None, "prepare() refuses such a network"
     frozen = _ahead(story, bar)
-    rows = frozen.rows["train"]
+    rows: Rows = frozen.rows["train"]
+    chosen = labels.spread(inputs.data.train, _held_features(linear), inputs.settings.seed)
+    whole = len(chosen) == len(inputs.data.train)
+    if not whole:
+        rows = Some(rows, chosen)
     bar.start(f"stage {stage.name}: features", len(rows))
     features, _ = passed(frozen.forward, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
     assert features is not None
     bar.say("solving the head")
-    targets = np.asarray(inputs.data.train.targets)
+    targets = np.asarray(inputs.data.train.targets)[chosen]
     head: Head = solve(
         features,
         targets,
@@ -218,10 +222,19 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
         "iterations": head.iterations,
         "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
         "trained_parameters": sum(p.numel() for p in linear.parameters()),
+        **({} if whole else {"rows": len(chosen)}),  # of more than memory holds the features of
     }
     story.outcomes.append(Outcome(stage.name, clock.cost(), validation, details))
     story.kept = stage.name
     _record(story.records, stage.name, 0, validation, clock.cost().seconds)
+
+
+def _held_features(linear: torch.nn.Linear) -> int:
+    """How many rows the head is solved on at most: what memory holds of their features and of ten penalties' logits.
+
+    The solver keeps some four copies in double precision. A linear head hardly gains from more rows than that; stage 2 sees all.
+    """
+    return spool.limit() // (8 * (4 * linear.in_features + 10 * linear.out_features))
 
 
 def _fit(

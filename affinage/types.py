@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Columns:
 class Split:
     """N rows of one split, column by column."""
 
-    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image
+    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image. Not in memory where they are too large for it
     targets: Sequence[Any]  # as read: str (a class name). After `labels.encode`: int64 (N,), -1 for a label unknown to train
     ids: Sequence[str]  # where the row came from: "train/cat/1.png", "train.csv:17"
 
@@ -47,7 +47,31 @@ class Split:
         """The given rows, in the given order."""
         rows = np.asarray(rows, dtype=np.int64)
         targets = self.targets[rows] if isinstance(self.targets, np.ndarray) else [self.targets[i] for i in rows]
-        return Split([self.inputs[i] for i in rows], targets, [self.ids[i] for i in rows])
+        return Split(_taken(self.inputs, rows), targets, _taken(self.ids, rows))
+
+
+class Taken(Sequence[Any]):
+    """Some rows of what is read only when it is looked at, in the given order."""
+
+    def __init__(self, whole: Sequence[Any], rows: np.ndarray) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Any: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Any]: ...
+    def __getitem__(self, at: int | slice) -> Any:
+        return [self.whole[i] for i in self.rows[at]] if isinstance(at, slice) else self.whole[self.rows[at]]
+
+
+def _taken(whole: Sequence[Any], rows: np.ndarray) -> Sequence[Any]:
+    """A list of a list's, a view of what is not in memory."""
+    if isinstance(whole, Taken):
+        return Taken(whole.whole, whole.rows[rows])
+    return [whole[i] for i in rows] if isinstance(whole, list | tuple) else Taken(whole, rows)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ FLOORS: dict[int, set[str]] = {
         "progress",
         "rates",
         "solve",
+        "spool",
         "store",
     },
     1: {"errors", "measure", "record", "types"},

@@ -142,10 +142,10 @@ def while_writing(out: Path) -> bool:
     return (out / ".writing").exists()
 
 
-def killed(commands: Commands, words: list[str], out: Path, moment: Callable[[Path], bool]) -> None:
+def killed(commands: Commands, words: list[str], out: Path, moment: Callable[[Path], bool], **env: str) -> None:
     """Leave in `out` a run that was killed at that moment."""
     for _ in range(TRIES):
-        pid = commands.start(*words, "--out", str(out), **STEPWISE)
+        pid = commands.start(*words, "--out", str(out), **STEPWISE, **env)
         end = time.monotonic() + 60
         while not moment(out) and time.monotonic() < end and not finished(out):
             time.sleep(0.0005)

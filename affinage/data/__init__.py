@@ -17,7 +17,7 @@ USUAL = Columns()  # the usual names, where the user names none
 
 
 def readers() -> Iterator[ModuleType]:
-    """Each module of this folder with an `accepts`, in alphabetical order: `file` comes before `folder`, both before `hub`."""
+    """Each module of this folder with an `accepts`, in alphabetical order: `archive`, `file`, `folder`, `hub`, `memory`."""
     for found in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         module = importlib.import_module(f"{__name__}.{found}")
         if hasattr(module, "accepts"):

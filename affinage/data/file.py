@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import AffinageError
 from ..types import Columns
+from . import shards
 from .table import FILES, SPLITS, Table, build, pick
 
 SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
@@ -44,7 +45,11 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
     """
     path = Path(source).expanduser()
     files = _splits(path) if path.is_dir() else {"train": [path]}
-    return {split: _joined([_table(file, split, columns, kind) for file in shards]) for split, shards in files.items()}
+    if all(file.suffix.lower() == ".parquet" for parts in files.values() for file in parts):
+        looked = {split: [shards.looked(file, columns, kind) for file in parts] for split, parts in files.items()}
+        if shards.large([shard for parts in looked.values() for shard in parts]):
+            return {split: shards.spooled(parts, split) for split, parts in looked.items()}
+    return {split: _joined([_table(file, split, columns, kind) for file in parts]) for split, parts in files.items()}
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
@@ -61,11 +66,11 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
         if others and not (shard and SHARD.fullmatch(others[0].stem)):
             raise AffinageError(f"{folder} holds {others[0].name} and {file.name} for one split; remove one, or name a file")
         others.append(file)
-    for shards in named.values():
-        shard = SHARD.fullmatch(shards[0].stem)
-        if shard and len(shards) != int(shard["count"]):
+    for parts in named.values():
+        shard = SHARD.fullmatch(parts[0].stem)
+        if shard and len(parts) != int(shard["count"]):
             raise AffinageError(
-                f"{folder} holds {len(shards)} of the {int(shard['count'])} shards of {shard['split']}: fetch the others"
+                f"{folder} holds {len(parts)} of the {int(shard['count'])} shards of {shard['split']}: fetch the others"
             )
     if "train" in named:
         return named
@@ -188,16 +193,11 @@ def _parquet(path: Path, columns: Columns, kind: str | None) -> Found:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    shard = shards.looked(path, columns, kind)
     try:
         with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            what, left, right = pick(schema.names, columns, kind, path.name)
-            table = file.read(columns=[left, right])
+            table = file.read(columns=[shard.input, shard.label])
     except (pa.ArrowException, OSError) as error:
-        raise AffinageError(f"{path.name} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    # `datasets` writes the names of its classes into the file's own metadata.
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    declared = features.get(right) or {}
-    names = declared.get("names") if isinstance(declared, dict) else None
-    cells = table.column(left).to_pylist(), table.column(right).to_pylist()
-    return Found(what, *cells, range(table.num_rows), tuple(names) if names else None)
+        raise shards.unreadable(path, error) from None
+    cells = table.column(shard.input).to_pylist(), table.column(shard.label).to_pylist()
+    return Found(shard.kind, *cells, range(table.num_rows), shard.classes)

@@ -16,6 +16,7 @@ IMAGE = ("image", "img", "file_name", "path")
 LABEL = ("label", "labels")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tiff", ".tif")
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+UNLABELLED = "no row has a label: the split is left out"
 SPLITS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 
 
@@ -23,9 +24,9 @@ class Table(NamedTuple):
     """N rows of one split as a reader found them. `unreadable` holds (row id, why) of the rows that are left out."""
 
     kind: Literal["text", "image"]
-    inputs: list[Any]  # text: str. image: Path, encoded bytes, or PIL image
+    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image
     targets: list[str]
-    ids: list[str]
+    ids: Sequence[str]
     classes: tuple[str, ...] | None = None  # where the source itself declares them, in its order
     unreadable: tuple[tuple[str, str], ...] = ()
 
@@ -81,7 +82,7 @@ def build(
     targets = [label_name(value, classes, where) for value in labels]
     if None in targets:
         if split != "train" and not any(targets):
-            return Table(kind, [], [], [], classes, ((where, "no row has a label: the split is left out"),))
+            return Table(kind, [], [], [], classes, ((where, UNLABELLED),))
         _refuse("label", [i for i, target in zip(ids, targets, strict=True) if target is None], len(ids), where)
     if kind == "text":
         _refuse("text", [i for i, cell in zip(ids, inputs, strict=True) if missing(cell)], len(ids), where)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affinage import spool
 from affinage.errors import AffinageError
 from affinage.measure.classification import scores
+from affinage.spool import Block
 from affinage.types import Batch
 
 if TYPE_CHECKING:
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
+PART = 256  # pictures that are decoded at once
 
 
 @dataclass(frozen=True)
 class ImageRows:
     """N pictures at the size that the model reads: uint8 where the processor's scaling is affine, else its own float output."""
 
-    pixels: np.ndarray  # (N, 3, H, W) uint8 or float32
+    pixels: np.ndarray | Block | Decoded  # (N, 3, H, W) uint8 or float32: in memory, on the disk, or decoded at every look
     scale: np.ndarray  # (3,) float32: value = pixel * scale + shift
     shift: np.ndarray  # (3,)
 
@@ -41,7 +44,7 @@ class ImageRows:
         """`pixel_values`, (B, 3, H, W) float32."""
         import torch
 
-        raw = torch.from_numpy(self.pixels[rows]).float()
+        raw = torch.from_numpy(self.pixels[np.asarray(rows)]).float()
         return {"pixel_values": raw * torch.from_numpy(self.scale)[:, None, None] + torch.from_numpy(self.shift)[:, None, None]}
 
 
@@ -95,6 +98,28 @@ def resized(processor: Any, pictures: Sequence[Any]) -> np.ndarray:
     return np.asarray(processor(list(pictures), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"])
 
 
+class Decoded:
+    """N pictures, each decoded and resized whenever it is looked at."""
+
+    def __init__(self, inputs: Sequence[Any], processor: Any, *, plain: bool) -> None:
+        """`plain`: resized only, as uint8; else all that the processor does, as float32."""
+        self.inputs, self.processor, self.plain = inputs, processor, plain
+        self.pool = ThreadPoolExecutor(max_workers=2)  # Pillow decodes outside the interpreter lock
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        """(n, 3, H, W) of a slice or of row numbers (n,)."""
+        return np.stack(list(self.pool.map(self._one, np.arange(len(self))[at] if isinstance(at, slice) else at)))
+
+    def _one(self, row: int) -> np.ndarray:
+        image = opened(self.inputs[row])
+        if self.plain:
+            return resized(self.processor, [image])[0].astype(np.uint8)
+        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class ImageClassification:
     """Any architecture that `AutoModelForImageClassification` knows, and image encoders with no such head (DINOv3)."""
@@ -118,27 +143,26 @@ class ImageClassification:
         return model, pretrained.image_processor(source, task=self.name, revision=revision)
 
     def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> ImageRows:
-        """Every picture decoded and resized once, as the checkpoint's own processor does it."""
+        """Every picture decoded and resized as the checkpoint's processor does it: once, where memory or the disk holds them."""
         if not len(inputs):
             return ImageRows(np.zeros((0, 3, 1, 1), np.uint8), np.ones(3, np.float32), np.zeros(3, np.float32))
         found = affine(processor, opened(inputs[0]))
-
-        def one(picture: Any) -> np.ndarray:
-            image = opened(picture)
-            if found is None:
-                return np.asarray(processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
-            return resized(processor, [image])[0].astype(np.uint8)
-
-        first = one(inputs[0])
-        pixels = np.empty((len(inputs), *first.shape), dtype=first.dtype)
-
-        def fill(row: int) -> None:
-            pixels[row] = one(inputs[row])
-
-        with ThreadPoolExecutor(max_workers=2) as pool:  # Pillow decodes outside the interpreter lock
-            for _ in pool.map(fill, range(len(inputs)), chunksize=64):
-                pass
         scale, shift = found or (np.ones(3, np.float32), np.zeros(3, np.float32))
+        decoded = Decoded(inputs, processor, plain=found is not None)
+        first = decoded[np.arange(1)]
+        size = first.nbytes * len(inputs)
+        if size > spool.limit() and size > spool.free() // 2:  # the other half is for what is computed once, and for the run
+            return ImageRows(decoded, scale, shift)
+        shape = first.shape[1:]
+        pixels: np.ndarray | Block = (
+            np.empty((len(inputs), *shape), first.dtype) if size <= spool.limit() else Block(first.dtype, shape)
+        )
+        for start in range(0, len(inputs), PART):
+            part = decoded[start : start + PART]
+            if isinstance(pixels, Block):
+                pixels.add(part)
+            else:
+                pixels[start : start + PART] = part
         return ImageRows(pixels, scale, shift)
 
     def loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from affinage import spool
 from affinage.errors import AffinageError
 from affinage.measure.classification import scores
+from affinage.spool import Block
 from affinage.types import Batch
 
 if TYPE_CHECKING:
     import torch
+
+PART = 1024  # texts that are tokenised at once: a tokenizer's own account of them is some 150 bytes a token
 
 
 @dataclass(frozen=True)
 class TokenRows:
     """N token sequences, ragged: row i is `values[starts[i]:starts[i + 1]]`."""
 
-    values: np.ndarray  # (sum of lengths,) int32
+    values: np.ndarray | Block  # (sum of lengths,) int32, on the disk where they are many
     starts: np.ndarray  # (N + 1,) int64
     padding: int
     left: bool = (
@@ -39,7 +44,7 @@ class TokenRows:
         """`input_ids` and `attention_mask`, (B, T), padded to the longest of the rows."""
         import torch
 
-        lengths = self.lengths[rows]
+        lengths = self.starts[rows + 1] - self.starts[rows]
         places = np.arange(int(lengths.max(initial=1)))[None, :]
         offset = (places.shape[1] - lengths)[:, None] if self.left else 0
         mask = (places >= offset) & (places < offset + lengths[:, None])
@@ -93,15 +98,23 @@ class TextClassification:
         if "roberta" in model.config.model_type or model.config.model_type == "camembert":
             longest -= 2  # their positions begin after the padding index
         limit = min(max_length or 512, longest, processor.model_max_length)
-        values: list[np.ndarray] = []
-        lengths: list[int] = []
-        for start in range(0, len(inputs), 8192):
-            rows = processor(list(inputs[start : start + 8192]), truncation=True, max_length=limit, return_attention_mask=False)
-            lengths += [len(row) for row in rows["input_ids"]]
-            values += [np.asarray(row, dtype=np.int32) for row in rows["input_ids"]]
+        held: list[np.ndarray] = [np.zeros(0, np.int32)]
+        spooled: Block | None = None
+        starts, size, most = np.zeros(len(inputs) + 1, np.int64), 0, spool.limit()
+        for start in range(0, len(inputs), PART):
+            rows = processor(list(inputs[start : start + PART]), truncation=True, max_length=limit, return_attention_mask=False)
+            ids = rows["input_ids"]
+            starts[start + 1 : start + 1 + len(ids)] = [len(row) for row in ids]
+            held += [np.fromiter(itertools.chain.from_iterable(ids), np.int32)]
+            size += held[-1].nbytes
+            if size > most:  # from here on they go to the disk
+                spooled = spooled or Block(np.int32)
+                spooled.add(np.concatenate(held))
+                held = []
+        np.cumsum(starts, out=starts)
         return TokenRows(
-            values=np.concatenate(values) if values else np.zeros(0, np.int32),
-            starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
+            values=np.concatenate(held) if spooled is None else spooled,
+            starts=starts,
             padding=int(processor.pad_token_id),
             left=processor.padding_side == "left",
         )

@@ -1,0 +1,207 @@
+"""Peak memory of a fit on data larger than it: the same run on four times the data must not take more.
+
+    python benchmarks/memory.py [--kinds text pictures tars] [--scale 1] [--memory-gb 0.05]
+
+Made-up rows of 8 kB of text (Parquet, one row group as large as the file: 0.1 GB), or PNG pictures of noise of 150 kB (Parquet,
+or WebDataset tars: 0.4 GB), and then four times as many. Each fit runs in a process of its own with a tiny network, one
+epoch of stage 2; counted is its peak resident memory over what the same process had after its imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SIZES = {"text": 0.1, "pictures": 0.4, "tars": 0.4}  # GB of the small data
+CLASSES = ("one", "two", "three")
+TIMES = 4  # the large data over the small
+WORDS = [f"{a}{b}{c}" for a in ("ba", "ke", "mo", "tu", "si") for b in ("ran", "lot", "vim", "des") for c in ("a", "or", "ing")]
+
+
+# ------------------------------------------------------------------------------------------------------------------ data
+def texts(size: float) -> Iterator[tuple[str, str]]:
+    """(text, class) until `size` bytes are told; no two are equal."""
+    import numpy as np
+
+    draw, told, row = np.random.default_rng(0), 0, 0
+    while told < size:
+        text = f"{CLASSES[row % 3]} {' '.join(WORDS[i] for i in draw.integers(0, len(WORDS), 1300))} {row}"
+        told += len(text)
+        row += 1
+        yield text, CLASSES[row % 3 - 1]
+
+
+def pictures(size: float) -> Iterator[tuple[bytes, str]]:
+    """(PNG, class): grey levels tell the class, noise makes it large."""
+    import numpy as np
+    from PIL import Image
+
+    draw, told, row = np.random.default_rng(0), 0, 0
+    while told < size:
+        pixels = draw.integers(0, 200, (224, 224, 3), dtype=np.uint8)
+        pixels[: 75 * (1 + row % 3)] += 50
+        coarse = draw.integers(0, 2, (8, 8, 1), dtype=np.uint8) * 5  # or all pictures were near-duplicates once they are small
+        pixels += coarse.repeat(28, 0).repeat(28, 1)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
+        told += buffer.tell()
+        row += 1
+        yield buffer.getvalue(), CLASSES[row % 3 - 1]
+
+
+def made(kind: str, size: float, folder: Path) -> int:
+    """The number of rows that `folder` holds then."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True)
+    rows = 0
+    if kind == "tars":
+        tar: tarfile.TarFile | None = None
+        for content, label in pictures(size):
+            if rows % 1000 == 0:
+                if tar:
+                    tar.close()
+                tar = tarfile.open(folder / f"train-{rows // 1000:06d}.tar", "w")  # noqa: SIM115
+            assert tar
+            for part, told in (("png", content), ("cls", label.encode())):
+                info = tarfile.TarInfo(f"{rows:08d}.{part}")
+                info.size = len(told)
+                tar.addfile(info, io.BytesIO(told))
+            rows += 1
+        if tar:
+            tar.close()
+        return rows
+    cell = pa.string() if kind == "text" else pa.binary()
+    schema = pa.schema([("text" if kind == "text" else "image", cell), ("label", pa.string())])
+    with pq.ParquetWriter(folder / "train.parquet", schema, compression="none") as file:
+        group: list[tuple[Any, str]] = []
+        for row in texts(size) if kind == "text" else pictures(size):
+            group.append(row)
+            rows += 1
+            if kind == "pictures" and len(group) == 500:  # text: one group, as pandas writes it
+                file.write_table(pa.table(list(map(list, zip(*group, strict=True))), schema=schema))
+                group = []
+        if group:
+            file.write_table(pa.table(list(map(list, zip(*group, strict=True))), schema=schema), row_group_size=len(group))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------------- runs
+def network(kind: str, folder: Path) -> None:
+    """A tiny random BERT with the words, or a tiny random ResNet, and what encodes for it."""
+    import transformers as T
+
+    T.set_seed(0)
+    if kind == "text":
+        folder.mkdir(parents=True)
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *CLASSES, *WORDS, *"0123456789", *(f"##{i}" for i in range(10))]
+        (folder / "vocab.txt").write_text("\n".join(pieces), encoding="utf8")
+        T.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+        sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
+        T.BertModel(T.BertConfig(vocab_size=len(pieces), pad_token_id=0, **sizes)).save_pretrained(folder)
+        return
+    config = T.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=3)
+    T.ResNetForImageClassification(config).save_pretrained(folder)
+    made = T.ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=1.0, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    made.save_pretrained(folder)
+
+
+def fitted(model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """One fit in this process: its seconds, score, and memory in bytes."""
+    import pyarrow.parquet  # noqa: F401
+    import scipy.optimize  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
+
+    import affinage.cli
+    from affinage import run
+
+    affinage.cli.main(["show", "--model", str(model)])  # all that a fit imports, and the memory of the network itself
+    base, clock, cpu = peak(), time.perf_counter(), time.process_time()
+    done = run.fit(model=str(model), data=str(data), out=out, epochs=1, batch_size=64, max_length=16, augment="none", quiet=True)
+    return {
+        "rows": done.record["data"]["rows"],
+        "bytes": sum(file.stat().st_size for file in data.iterdir()),
+        "base": base,
+        "peak": peak(),
+        "seconds": round(time.perf_counter() - clock, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "accuracy": done.metrics["accuracy"],
+    }
+
+
+def peak() -> int:
+    """Bytes of resident memory at the highest so far; `ru_maxrss` would count the process that started this one."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024
+
+
+def taken(kind: str, gb: float, told: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What a fit on `gb` of a kind took, in a process of its own, on one thread."""
+    model, data, out = folder / "model", folder / "data", folder / "run"
+    for place in (data, out):
+        shutil.rmtree(place, ignore_errors=True)
+    if not model.exists():
+        network(kind, model)
+    made(kind, gb * 10**9, data)
+    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    more = {"AFFINAGE_MEMORY_GB": str(told.memory_gb), "AFFINAGE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, str(Path(__file__).resolve()), "--fit", str(model), str(data), str(out)]
+    answer = subprocess.run(
+        words,
+        env={**os.environ, **threads, **more, "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on all sizes")
+    parser.add_argument("--memory-gb", type=float, default=0.05, help="AFFINAGE_MEMORY_GB of the runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "memory.json")
+    parser.add_argument("--fit", nargs=3, type=Path, help=argparse.SUPPRESS)
+    told = parser.parse_args(words)
+    if told.fit:
+        print(json.dumps(fitted(*told.fit)))
+        return 0
+    from affinage import facts
+
+    result: dict[str, Any] = {"memory_gb": told.memory_gb, "threads": 1, "kinds": {}}
+    commit = facts.commit()
+    for kind in told.kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            gb = told.scale * SIZES[kind]
+            sizes = {name: taken(kind, size, told, Path(folder)) for name, size in (("small", gb), ("large", TIMES * gb))}
+        small, large = sizes["small"], sizes["large"]
+        grown = large["peak"] - small["peak"]
+        result["kinds"][kind] = {**sizes, "grown": grown}
+        above = [(one["peak"] - one["base"]) / 2**20 for one in (small, large)]
+        print(
+            f"{kind}: {small['bytes'] / 1e9:.2f} GB took {above[0]:.0f} MiB over the imports, {large['bytes'] / 1e9:.2f} GB "
+            f"{above[1]:.0f} MiB; {large['cpu_seconds']:.0f} CPU s",
+            flush=True,
+        )
+    result |= {"versions": facts.versions(), "commit": commit, "cpu": facts.hardware("fp32")["cpu"]}
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    told.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
