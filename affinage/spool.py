@@ -66,15 +66,16 @@ def _place() -> str:
 
 
 class Spool:
-    """Bytes, one after another; any of them can be read as soon as they are added."""
+    """Bytes, one after another; any of them can be read as soon as they are added. The first megabytes stay in memory."""
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile(dir=_place(), buffering=2**20)  # noqa: SIM115  # open for as long as it is used
+        self.file: Any = None
         self.size = 0
+        self._held = bytearray()  # before there is a file
         self._flushed = 0
 
     def __del__(self) -> None:
-        if hasattr(self, "file"):
+        if getattr(self, "file", None):
             self.file.close()
 
     def add(self, content: Any) -> None:
@@ -83,11 +84,20 @@ class Spool:
         Raises:
             OSError: the disk is full.
         """
-        self.file.write(content)
         self.size += memoryview(content).nbytes
+        if self.file is None and self.size <= AT_ONCE:
+            self._held += content
+            return
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=_place(), buffering=2**20)  # noqa: SIM115  # open for as long as it is used
+            self.file.write(self._held)
+            self._held = bytearray()
+        self.file.write(content)
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes from `start` to `stop`; safe in threads once all is added."""
+        if self.file is None:
+            return bytes(self._held[start:stop])
         if self._flushed < self.size:
             self.file.flush()
             self._flushed = self.size

@@ -61,7 +61,9 @@ def test_nothing_is_left_and_nothing_is_seen(tmp_path: Path, monkeypatch: pytest
     before = len(os.listdir("/proc/self/fd"))
     one = Spool()
     one.add(b"x" * 10_000)
-    assert one.read(9_990, 10_000) == b"x" * 10 and list((tmp_path / "cache").iterdir()) == []
+    assert one.read(9_990, 10_000) == b"x" * 10 and not (tmp_path / "cache").exists()  # little needs no file
+    one.add(b"y" * spool.AT_ONCE)
+    assert one.read(9_990, 10_010) == b"x" * 10 + b"y" * 10 and list((tmp_path / "cache").iterdir()) == []
     assert len(os.listdir("/proc/self/fd")) == before + 1
     del one
     gc.collect()
@@ -72,7 +74,7 @@ def test_where_the_cache_cannot_be_written_it_goes_to_the_systems_place(tmp_path
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "file" / "cache"))
     one = Spool()
-    one.add(b"abc")
+    one.add(b"abc" * spool.AT_ONCE)
     assert one.read(0, 3) == b"abc" and spool.free() > 0
 
 
