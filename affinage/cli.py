@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from affinage import ranks
 from affinage.errors import AffinageError
 
 app = typer.Typer(
@@ -140,6 +141,8 @@ def fit(
         done = run.fit(**values)
     except KeyboardInterrupt:
         raise Stopped(folder) from None
+    if not ranks.speaks():
+        return
     if as_json:
         _print_json({"run": str(done.path), "metrics": done.metrics})
     else:
@@ -424,13 +427,16 @@ def main(args: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-            return _explain(error)[1]
+            code = _explain(error)[1]
+            ranks.leave(code)
+            return code
         message, code = _explain(error)
         if message:
-            print(f"affinage: {message}", file=sys.stderr)
+            ranks.tell(f"affinage: {message}")
+        ranks.leave(code)
         return code
     if code == 130:  # typer turns an interrupt into this code
-        print("affinage: stopped", file=sys.stderr)
+        ranks.tell("affinage: stopped")
     return code if isinstance(code, int) else 0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import rates
+from affinage import ranks, rates
 from affinage.augment import augmented
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
@@ -184,13 +184,16 @@ class Fitting:
         now = share(self.stage, self.progress.step, self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
+        ranks.draw(self.seed, self.stage.name, self.progress.step)
         value = self._gradients(batch)
+        (value,) = ranks.total(value)
         if not math.isfinite(value):
             raise Diverged(
                 f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
                 f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
             )
+        ranks.add_gradients(list(self.trained.values()))
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
         self.optimizer.step()
         self.progress.step += 1
@@ -224,14 +227,15 @@ class Fitting:
                 torch.cuda.empty_cache()
 
     def _in_pieces(self, batch: np.ndarray) -> float:
-        """The gradients and the loss of one update: each piece's, by its share of the rows."""
+        """The gradients and the loss of one update: each piece's, by its share of the rows; of several ranks, of this one's."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = pieces(self.rows.lengths[batch], self.stage.tokens, max(self.stage.accumulate, self.progress.least_pieces))
+        mine = ranks.own(batch)
+        parts = pieces(self.rows.lengths[mine], self.stage.tokens, max(self.stage.accumulate, self.progress.least_pieces))
         total = 0.0
-        for part in parts:
-            loss = self.loss(batch[part])
-            if len(parts) > 1:
-                loss = loss * self.share_of(batch[part], batch)
+        for part in parts if len(mine) else ():
+            loss = self.loss(mine[part])
+            if len(part) < len(batch):
+                loss = loss * self.share_of(mine[part], batch)
             value = loss.item()
             total += value
             if not math.isfinite(value):
@@ -308,7 +312,7 @@ class Fitting:
                 progress.rows += len(batch)
                 tick()
                 advance(len(batch), f"loss {progress.loss_sum / progress.rows:.3f}")
-                if time.perf_counter() - saved > every:
+                if ranks.shared(time.perf_counter() - saved > every):
                     save()
                     saved = time.perf_counter()
             records.add(
@@ -317,6 +321,7 @@ class Fitting:
                 )
             )
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
+            ranks.same(self.learned().values())  # other processors round otherwise
             raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
             candidate = self.candidate()
             self.put(candidate)
@@ -331,7 +336,8 @@ class Fitting:
             progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
             tick()
             records.flush()
-            if time.perf_counter() - saved > every:  # not after every epoch: with few rows it would cost more than the training
+            # not after every epoch: with few rows it would cost more than the training
+            if ranks.shared(time.perf_counter() - saved > every):
                 save()
                 saved = time.perf_counter()
         self.put(self.best)

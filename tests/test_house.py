@@ -45,6 +45,7 @@ FLOORS: dict[int, set[str]] = {
         "pooling",
         "pretrained",
         "progress",
+        "ranks",
         "rates",
         "solve",
         "spool",
