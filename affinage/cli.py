@@ -105,6 +105,9 @@ def fit(
         bool | None, typer.Option("--gradient-checkpointing", help="Compute layers twice rather than keep what they gave.")
     ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = None,
+    shard: Annotated[
+        bool | None, typer.Option("--shard", help="Under torchrun: each process holds a part of what trains (FSDP).")
+    ] = None,
     cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
     views: Annotated[Word, _option("V", "Augmented views of each picture that are computed once; 0 where not given.")] = None,
     cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,

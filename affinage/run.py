@@ -308,6 +308,7 @@ def _fit(
         weights=weights,
         forward=frozen.forward,
         compiled=inputs.settings.compile,
+        sharded=inputs.settings.shard and ranks.count() > 1,
     )
     start = {n: t.clone() for n, t in fitting.learned().items()}
     if going and tensors is not None:
@@ -346,9 +347,11 @@ def _fit(
     better = before is None or not before or not progress.best or progress.best >= _rank(inputs, before)
     if better:
         story.kept = f"{stage.name}, epoch {progress.best_epoch}"
+        fitting.join()
         story.carried |= {n: t.clone() for n, t in fitting.learned().items()}
     else:
         fitting.put(start)
+        fitting.join()
         story.put()  # the head as it was solved, before the hand-over
         details["worse_than_before"] = True
     scores = _validate(inputs, frozen)

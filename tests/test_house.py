@@ -47,6 +47,7 @@ FLOORS: dict[int, set[str]] = {
         "progress",
         "ranks",
         "rates",
+        "shards",
         "solve",
         "spool",
         "store",
