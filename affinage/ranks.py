@@ -87,6 +87,7 @@ class Team:
 
 
 _here: Team | None = None  # within `joined()`
+_unreached = False  # there is no such store: every rank tells its own error
 _words: Any = None  # the store through which errors are told once
 _joins = 0  # blocks so far: each has names of its own in the store
 
@@ -233,9 +234,17 @@ def _named(store: Any = None) -> Any:
 
 def _met(seconds: float) -> tuple[Any, int, int]:
     """(the store that all ranks reach, this one's number, their number)."""
+    global _unreached
     from torch.distributed.rendezvous import rendezvous
 
-    return next(iter(rendezvous("env://", timeout=timedelta(seconds=seconds))))
+    try:
+        return next(iter(rendezvous("env://", timeout=timedelta(seconds=seconds))))
+    except Exception as error:  # a name that is none, a port that nobody listens on, ranks that never came
+        _unreached = True
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankLost(
+            f"the {os.environ['WORLD_SIZE']} ranks did not all meet at {where} in time: is rank 0's machine up and its port open?"
+        ) from error
 
 
 def _prefixed(prefix: str, store: Any) -> Any:
@@ -248,7 +257,7 @@ def _prefixed(prefix: str, store: Any) -> Any:
 def tell(line: str) -> None:
     """Print `line` on standard error; of several ranks that have something to tell only one does, rank 0 if it can."""
     global _words
-    if not launched():
+    if not launched() or _unreached:
         print(line, file=sys.stderr)
         return
     rank = int(os.environ["RANK"])
