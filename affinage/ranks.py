@@ -114,7 +114,15 @@ def launched() -> bool:
 
 def speaks() -> bool:
     """Whether this process prints results: rank 0, or the only one."""
-    return not launched() or int(os.environ["RANK"]) == 0
+    return not _several() or int(os.environ["RANK"]) == 0
+
+
+def _several() -> bool:
+    """As `launched`; a launcher that sets nonsense has been told of by `joined`."""
+    try:
+        return launched()
+    except AffinageError:
+        return False
 
 
 def count() -> int:
@@ -257,7 +265,7 @@ def _prefixed(prefix: str, store: Any) -> Any:
 def tell(line: str) -> None:
     """Print `line` on standard error; of several ranks that have something to tell only one does, rank 0 if it can."""
     global _words
-    if not launched() or _unreached:
+    if not _several() or _unreached:
         print(line, file=sys.stderr)
         return
     rank = int(os.environ["RANK"])
@@ -282,7 +290,7 @@ def tell(line: str) -> None:
 
 def leave(code: int) -> None:
     """End this process at once after an error, where it is one of several: its destructors would wait for the dead."""
-    if launched():
+    if _several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from affinage import ranks, record
@@ -152,6 +154,8 @@ def test_a_launchers_slip_is_told(values: tuple[str, str], monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
     with pytest.raises(AffinageError, match="as torchrun sets"):
         ranks.launched()
+    ranks.tell("told all the same")
+    ranks.leave(2)  # does not end this process
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "nan", "-3"])
@@ -159,6 +163,19 @@ def test_patience_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("AFFINAGE_RANK_SECONDS", text)
     with pytest.raises(AffinageError, match=f"AFFINAGE_RANK_SECONDS is '{text}'"):
         ranks.patience()
+
+
+def test_the_pages_examples_are_valid(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf8")
+    found = {kind: re.findall(rf"^```{kind}\n(.*?)^```", page, flags=re.M | re.S) for kind in ("bash", "yaml")}
+    for script in found["bash"]:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    service, job = yaml.safe_load_all(found["yaml"][0])
+    assert (service["kind"], job["kind"], job["spec"]["completionMode"]) == ("Service", "Job", "Indexed")
+    pod = job["spec"]["template"]["spec"]
+    assert pod["subdomain"] == service["metadata"]["name"]  # affinage-0.affinage is the first pod's name
+    subprocess.run(["bash", "-n"], input=pod["containers"][0]["args"][0], text=True, check=True)
+    assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 
 # ----------------------------------------------------------------------------------------------------- in two processes
