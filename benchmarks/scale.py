@@ -168,7 +168,7 @@ def taken(rows: int, top: int, epochs: int, data: Path, count: bool) -> dict[str
 
 def carried(net: Network, mean: float, padding: float, rates: dict[str, float], top: int, epochs: int) -> dict[str, Any]:
     """The sums for 10^9 rows of the mean length here, on paper; `ranks` and `gpu` as nominal as their constants."""
-    few = 10**4  # rows of one length, scaled: every sum is linear in the rows
+    few = 10**6  # rows of one length, scaled: the sums are linear in the rows but for the sample, which is 0.1 % of these
     scale = BILLION / few
     lengths = {"train": [round(mean)] * few, "validation": [0], "test": [0]}
     small = predicted(net, lengths, round(padding * round(mean) * few), top, epochs, few)
@@ -191,17 +191,30 @@ def carried(net: Network, mean: float, padding: float, rates: dict[str, float], 
     }
 
 
+def on_paper(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the sums for 10^9 rows: lengths and padding of the largest run, rates of the small one."""
+    net, biggest = Network(**result["calibration"]["network"]), result["checks"][0]
+    padding, mean = biggest["padded"] / biggest["tokens"], biggest["mean_length"]
+    billion = [carried(net, mean, padding, result["rates"], top, 2) for top in (1, 2)]
+    return {**result, "padding": padding, "billion": billion, "nominal": {"gpu_flops": GPU_FLOPS, "link_bytes": LINK}}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", default="600,1200", help="rows of the small run that gives the rates, and of the others")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds sst2/")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "scale.json")
+    parser.add_argument("--paper", action="store_true", help="only the 10^9 rows, from what the file has measured")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     told = parser.parse_args(words)
     if told.one:
         rows, top, epochs, count = map(int, told.one.split(","))
         print(json.dumps(measured(rows, top, epochs, told.data, bool(count))))
+        return 0
+    if told.paper:
+        result = json.loads(told.out.read_text(encoding="utf8"))
+        told.out.write_text(json.dumps(on_paper(result), indent=1) + "\n", encoding="utf8")
         return 0
     from affinage import facts
 
@@ -221,9 +234,6 @@ def main(words: Sequence[str] | None = None) -> int:
         timed["ratio"] = {name: m[name] / p[name] for name in m}
         checks.append(timed)
         print(rows, top, {name: round(value, 3) for name, value in timed["ratio"].items()}, flush=True)
-    net = Network(**first["network"])
-    biggest = checks[0]
-    padding = biggest["padded"] / biggest["tokens"]
     result = {
         "model": {"name": "all-MiniLM-L6-v2", "weights": digest(text_model())},
         "threads": 1,
@@ -231,16 +241,13 @@ def main(words: Sequence[str] | None = None) -> int:
         "rates": rates,
         "calibration": first,
         "checks": checks,
-        "padding": padding,
-        "billion": [carried(net, biggest["mean_length"], padding, rates, top, 1 + (top > 0)) for top in (1, 2)],
-        "nominal": {"gpu_flops": GPU_FLOPS, "link_bytes": LINK},
         "versions": facts.versions(),
         "commit": commit,
         "commit_at_end": facts.commit(),
         "cpu": facts.hardware("fp32")["cpu"],
         "load_average": os.getloadavg(),
     }
-    told.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    told.out.write_text(json.dumps(on_paper(result), indent=1) + "\n", encoding="utf8")
     return 0
 
 
