@@ -27,6 +27,7 @@ from frozen_text import flop
 BATCH, HELD = 16, 200  # rows a step; rows of validation, and as many of test
 SAMPLE = 512  # rows on which drift is measured, twice
 BILLION = 10**9
+MEMORY = 10**9  # bytes: the default of AFFINAGE_MEMORY_GB
 # a nominal machine of the paper case, and no measurement: what one GPU sustains, what its link to the others carries
 GPU_FLOPS, LINK = 1e14, 5e10  # FLOP/s in bf16, bytes/s
 
@@ -50,7 +51,8 @@ class Prediction:
     steps: int
     trained_parameters: int
     store_bytes: int  # what reaches the cut, float32
-    token_bytes: int  # encoded rows in memory, on every rank
+    token_bytes: int  # encoded rows, of every rank: in its memory up to AFFINAGE_MEMORY_GB, else on its disk
+    solved_rows: int  # that the head is solved on
     feature_bytes: int  # the head's inputs, float32, on every rank, and float64 where it is solved
     checkpoint_bytes: int  # in the middle of training, from the second epoch on
     frozen_flop: float  # below the cut, once
@@ -65,6 +67,8 @@ def predicted(net: Network, lengths: dict[str, Sequence[int]], padded: int, top:
     whole = {name: flop(config, each) for name, each in lengths.items()}
     above = top / net.blocks
     trained = net.per_block * top + net.head
+    classes = net.head // (net.width + 1)
+    solved = min(rows, MEMORY // (8 * (4 * net.width + 10 * classes)))
     stored = sum(sum(each) for name, each in lengths.items() if name != "test")
     train_tokens = sum(lengths["train"])
     sample = whole["train"] * min(SAMPLE, len(lengths["train"])) / len(lengths["train"])
@@ -73,11 +77,12 @@ def predicted(net: Network, lengths: dict[str, Sequence[int]], padded: int, top:
         trained_parameters=trained,
         store_bytes=4 * net.width * stored,
         token_bytes=sum(4 * sum(each) + 8 * (len(each) + 1) for each in lengths.values()),
-        feature_bytes=(4 + 8) * net.width * rows,
+        solved_rows=solved,
+        feature_bytes=(4 + 8) * net.width * solved,
         checkpoint_bytes=4 * (4 * trained + net.head),  # weights, the best so far, two moments; the solved head
         frozen_flop=(1 - above) * (whole["train"] + whole["validation"]),
         train_flop=3 * above * whole["train"] * padded / train_tokens * epochs,
-        pass_flop=above * (whole["train"] + (epochs + 2) * whole["validation"])
+        pass_flop=above * (whole["train"] * solved / rows + (epochs + 2) * whole["validation"])
         + whole["validation"]
         + whole["test"]
         + 2 * sample,
@@ -168,12 +173,11 @@ def taken(rows: int, top: int, epochs: int, data: Path, count: bool) -> dict[str
 
 def carried(net: Network, mean: float, padding: float, rates: dict[str, float], top: int, epochs: int) -> dict[str, Any]:
     """The sums for 10^9 rows of the mean length here, on paper; `ranks` and `gpu` as nominal as their constants."""
-    few = 10**6  # rows of one length, scaled: the sums are linear in the rows but for the sample, which is 0.1 % of these
+    few = 10**6  # rows of one length, scaled: what does not grow with the rows comes from them as it is
     scale = BILLION / few
     lengths = {"train": [round(mean)] * few, "validation": [0], "test": [0]}
-    small = predicted(net, lengths, round(padding * round(mean) * few), top, epochs, few)
-    each = asdict(small)
-    for name in ("store_bytes", "token_bytes", "feature_bytes", "frozen_flop", "train_flop", "pass_flop"):
+    each = asdict(predicted(net, lengths, round(padding * round(mean) * few), top, epochs, few))
+    for name in ("store_bytes", "token_bytes", "frozen_flop", "train_flop"):
         each[name] = each[name] * scale
     each["steps"] = epochs * -(-BILLION // BATCH)
     work = each["frozen_flop"] + each["train_flop"] + each["pass_flop"]
