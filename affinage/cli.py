@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from affinage import ranks
 from affinage.errors import AffinageError
 
 app = typer.Typer(
@@ -104,6 +105,9 @@ def fit(
         bool | None, typer.Option("--gradient-checkpointing", help="Compute layers twice rather than keep what they gave.")
     ] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="Compile the network first: pays in long runs.")] = None,
+    shard: Annotated[
+        bool | None, typer.Option("--shard", help="Under torchrun: each process holds a part of what trains (FSDP).")
+    ] = None,
     cache: Annotated[Word, _option("auto|off", "Compute what is frozen once, and keep it on the disk.")] = None,
     views: Annotated[Word, _option("V", "Augmented views of each picture that are computed once; 0 where not given.")] = None,
     cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,
@@ -140,6 +144,8 @@ def fit(
         done = run.fit(**values)
     except KeyboardInterrupt:
         raise Stopped(folder) from None
+    if not ranks.speaks():
+        return
     if as_json:
         _print_json({"run": str(done.path), "metrics": done.metrics})
     else:
@@ -424,13 +430,16 @@ def main(args: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-            return _explain(error)[1]
+            code = _explain(error)[1]
+            ranks.leave(code)
+            return code
         message, code = _explain(error)
         if message:
-            print(f"affinage: {message}", file=sys.stderr)
+            ranks.tell(f"affinage: {message}")
+        ranks.leave(code)
         return code
     if code == 130:  # typer turns an interrupt into this code
-        print("affinage: stopped", file=sys.stderr)
+        ranks.tell("affinage: stopped")
     return code if isinstance(code, int) else 0
 
 

@@ -120,6 +120,9 @@ class Settings(BaseModel):
     gradient_checkpointing: bool = _setting(False, "true or false")  # a third more computing for much less memory
     compile: bool = _setting(False, "true or false")  # tens of seconds at the start; pays in long runs only
 
+    # over the processes that torchrun started: a part of the blocks' weights, gradients and moments on each, not all on all
+    shard: bool = _setting(False, "true or false")
+
     # What is computed once
     cache: Literal["auto", "off"] = _setting("auto", "auto or off")  # auto: what is frozen runs once where that pays
     # augmented views of each picture that are computed once and learnt from in turn; 0: drawn anew each time, and nothing cut

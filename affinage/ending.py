@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from affinage import pooling
+from affinage import pooling, ranks
 from affinage.errors import AffinageError
 from affinage.facts import Clock, now, write_json
 from affinage.features import device, passed
@@ -38,12 +38,18 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         drift = float(np.linalg.norm(after - story.base_features) / np.linalg.norm(story.base_features))
     native = pooling.exported(inputs.model.cpu())
     part = out / ".writing"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        native.save_pretrained(part)
-        inputs.processor.save_pretrained(part)
-    except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
-        raise AffinageError(f"cannot write the model in {out} ({error}): free some space, then go on with --resume") from error
+
+    def export() -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            native.save_pretrained(part)
+            inputs.processor.save_pretrained(part)
+        except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
+            raise AffinageError(
+                f"cannot write the model in {out} ({error}): free some space, then go on with --resume"
+            ) from error
+
+    ranks.alone(export)
     native.to(device())
     clock_test = Clock()
     scores: dict[str, dict[str, Any]] = {"validation": {}, "test": {}}
@@ -55,32 +61,39 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         bar.start(f"measuring on {name}", len(split))
         _, logits = passed(native, inputs.rows[name], "fp32", progress=lambda n: bar.advance(n, ""))
         scores[name] = inputs.task.score(logits, np.asarray(split.targets))
-        measured.append((name, split, logits))
-    if measured:
-        _write_predictions(part / "predictions.parquet", measured, inputs)
-    files = sorted(path.name for path in part.iterdir())
-    write_json(out / "run.json", story.header | {"files": files})  # known before they are there, so that none outlives the run
-    for name in files:
-        os.replace(part / name, out / name)
-    part.rmdir()
-    total = encoding + clock.cost()
-    for outcome in story.outcomes:
-        total = total + outcome.cost
-    header = story.header | {
-        "status": "finished",
-        "finished": now(),
-        "stages": [asdict(o) for o in story.outcomes],
-        "files": files,
-        "kept": story.kept,
-        "cuts": story.cuts,
-        "cost": asdict(total),
-        "cost_parts": {"encoding": asdict(encoding), "measuring": asdict(clock_test.cost())},
-        "drift": drift,
-        **scores,
-    }
-    write_json(out / "run.json", header)
-    explain(out)
-    return load(out)
+        if ranks.first():
+            measured.append((name, split, logits))
+
+    def leave() -> dict[str, Any]:
+        if measured:
+            _write_predictions(part / "predictions.parquet", measured, inputs)
+        files = sorted(path.name for path in part.iterdir())
+        # known before they are there, so that none outlives the run
+        write_json(out / "run.json", story.header | {"files": files})
+        for name in files:
+            os.replace(part / name, out / name)
+        part.rmdir()
+        total = encoding + clock.cost()
+        for outcome in story.outcomes:
+            total = total + outcome.cost
+        header = story.header | {
+            "status": "finished",
+            "finished": now(),
+            "stages": [asdict(o) for o in story.outcomes],
+            "files": files,
+            "kept": story.kept,
+            "cuts": story.cuts,
+            "cost": asdict(total),
+            "cost_parts": {"encoding": asdict(encoding), "measuring": asdict(clock_test.cost())},
+            "drift": drift,
+            **scores,
+        }
+        write_json(out / "run.json", header)
+        explain(out)
+        return header
+
+    record = ranks.shared(ranks.alone(leave) or {})
+    return load(out) if ranks.first() else Run(out, record)
 
 
 def explain(out: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from affinage import ranks
 from affinage.batches import by_tokens
 from affinage.types import Rows
 
@@ -98,6 +99,8 @@ def passed(
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """(features (N, D) or None, logits (N, C)) of every row, float32, in the order of the rows.
 
+    Of several ranks each passes every n-th batch, and all of them get all rows.
+
     Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and
     one is picked afterwards (decoders), the features are those of the token that was picked.
     """
@@ -105,6 +108,9 @@ def passed(
     model.eval()
     lengths = rows.lengths
     batches = by_tokens(lengths, TOKENS if lengths.max(initial=1) > 1 else PICTURES)
+    batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
+    mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
+    batches = batches or spare  # a rank with nothing to do looks at one for its shapes
     features: np.ndarray | None = None
     logits: np.ndarray | None = None
     caught: list[torch.Tensor] = []
@@ -133,12 +139,15 @@ def passed(
                         features = np.empty((len(rows), found.shape[-1]), np.float32)
                     features[batch] = found.cpu().numpy()
                 if progress:
-                    progress(len(batch))
+                    progress(len(batch) * ranks.count())
     finally:
         if hook is not None:
             hook.remove()
     if logits is None:
         raise ValueError("no rows to pass through the network")
+    for made in (logits, features):
+        if made is not None:
+            ranks.fill(made, mine)
     return features, logits
 
 

@@ -6,13 +6,14 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from affinage import rates
+from affinage import ranks, rates
 from affinage.augment import augmented
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
@@ -20,6 +21,7 @@ from affinage.features import autocast, device, out_of_memory
 from affinage.frozen import Views
 from affinage.net import Net
 from affinage.record import Record, Records
+from affinage.shards import Shards
 from affinage.types import Batch, Rows, Stage, Task
 
 
@@ -65,6 +67,12 @@ def interval() -> float:
         raise AffinageError(f"AFFINAGE_CHECKPOINT_SECONDS is '{text}': expected seconds, such as 60") from None
 
 
+def _parameter(key: str) -> str:
+    """The parameter that a tensor of a checkpoint belongs to: weights.NAME, average.NAME, best.NAME or optimizer.NAME.MOMENT."""
+    kind, _, name = key.partition(".")
+    return name.rpartition(".")[0] if kind == "optimizer" else name
+
+
 class Fitting:
     """One `fit` stage: its network, optimizer and progress; `state()` and `restore()` are exact inverses."""
 
@@ -81,8 +89,12 @@ class Fitting:
         weights: torch.Tensor | None,
         forward: torch.nn.Module | None = None,
         compiled: bool = False,
+        sharded: bool = False,
     ):
-        """`forward`: what gives the logits of a batch where that is not the whole network, but what is above a cut."""
+        """`forward`: what gives the logits of a batch where that is not the whole network, but what is above a cut.
+
+        `sharded`: each of several ranks holds a part of what trains, until `join`.
+        """
         self.net, self.stage, self.task, self.rows, self.targets = (
             net,
             stage,
@@ -98,10 +110,14 @@ class Fitting:
         self.weights = weights.to(self.where) if weights is not None else None
         self.table = rates.resolve(net, stage.rates)
         rates.freeze(net, self.table)
+        self.shards = Shards(net, self.table) if sharded else None
         self.trained = {n: p for n, p in net.model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise AffinageError(f"stage {stage.name} trains nothing: give at least one address a rate, for example --unfreeze 1")
+        self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)
+        for group in groups:
+            group["params"] = [self.mine[name] for name in group["names"]]
         self.peaks = [group["lr"] for group in groups]
         plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]  # biases and norms carry a decay of 0
         self.optimizer = torch.optim.AdamW(plain, weight_decay=stage.weight_decay, fused=True)
@@ -121,7 +137,7 @@ class Fitting:
             own = [f"{module_name}.{n}" if module_name else n for n, _ in module.named_parameters(recurse=False)]
             if own and all(n in self.trained for n in own):
                 moving |= {f"{module_name}.{n}": b for n, b in module.named_buffers(recurse=False) if b is not None}
-        return {**{n: p.data for n, p in self.trained.items()}, **moving}
+        return {**{n: p.data for n, p in self.mine.items()}, **moving}
 
     def put(self, weights: dict[str, torch.Tensor]) -> None:
         """Copy `weights` into the network, in place."""
@@ -142,6 +158,8 @@ class Fitting:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(self.names, parameters, strict=True):
             tensors |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
+        if self.shards:
+            tensors = {k: self.shards.whole(_parameter(k), t) for k, t in tensors.items()}
         return tensors, {"progress": vars(self.progress).copy(), "trained": sorted(self.trained), "steps": self.steps}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -154,6 +172,9 @@ class Fitting:
             raise AffinageError(
                 "the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings"
             )
+
+        if self.shards:
+            tensors = {k: self.shards.part(_parameter(k), t.to(self.where)) for k, t in tensors.items()}
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}
@@ -184,14 +205,16 @@ class Fitting:
         now = share(self.stage, self.progress.step, self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * now
+        ranks.draw(self.seed, self.stage.name, self.progress.step)
         value = self._gradients(batch)
+        (value,) = ranks.total(value)
         if not math.isfinite(value):
             raise Diverged(
                 f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
                 f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
             )
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
+        self._summed()
         self.optimizer.step()
         self.progress.step += 1
         self._follow()
@@ -208,7 +231,7 @@ class Fitting:
             try:
                 return self._in_pieces(batch)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
-                if not out_of_memory(error):
+                if not out_of_memory(error) or self.shards:  # the other ranks wait in the middle of this very pass
                     raise
                 if self.progress.least_pieces >= len(batch):
                     longest = int(self.rows.lengths[batch].max(initial=1))
@@ -224,20 +247,44 @@ class Fitting:
                 torch.cuda.empty_cache()
 
     def _in_pieces(self, batch: np.ndarray) -> float:
-        """The gradients and the loss of one update: each piece's, by its share of the rows."""
+        """The gradients and the loss of one update: each piece's, by its share of the rows; of several ranks, of this one's."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = pieces(self.rows.lengths[batch], self.stage.tokens, max(self.stage.accumulate, self.progress.least_pieces))
+        mine = ranks.own(batch)
+        least = max(self.stage.accumulate, self.progress.least_pieces)
+        parts = [mine[part] for part in pieces(self.rows.lengths[mine], self.stage.tokens, least)] if len(mine) else []
+        if self.shards:  # blocks in parts run on all ranks at once, or not at all
+            everyone = [self.rows.lengths[batch[r :: ranks.count()]] for r in range(ranks.count())]
+            most = max(len(pieces(lengths, self.stage.tokens, least)) for lengths in everyone if len(lengths))
+            parts += [np.zeros(0, batch.dtype)] * (most - len(parts))
         total = 0.0
         for part in parts:
-            loss = self.loss(batch[part])
-            if len(parts) > 1:
-                loss = loss * self.share_of(batch[part], batch)
+            loss = self.loss(part if len(part) else batch[:1])
+            if len(part) < len(batch):
+                loss = loss * self.share_of(part, batch)
             value = loss.item()
             total += value
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not self.shards:
                 break  # the caller says so; no gradient of it is wanted
             loss.backward()
         return total
+
+    def _summed(self) -> None:
+        """The gradients of all ranks' rows, and no longer than the stage allows."""
+        if not self.shards:
+            ranks.add_gradients(list(self.trained.values()))
+            torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
+            return
+        self.shards.gradients()
+        alike = [p for n, p in self.mine.items() if n not in self.shards.mine]
+        ranks.add_gradients(alike)
+        self.shards.clip(alike, self.stage.clip)
+
+    def join(self) -> None:
+        """The network whole again on every rank; the stage is over."""
+        if self.shards:
+            self.shards.undo()
+            self.shards = None
+            self.mine = self.trained = {n: p for n, p in self.net.model.named_parameters() if n in self.trained}
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The mean loss over the given rows, with its graph."""
@@ -308,7 +355,7 @@ class Fitting:
                 progress.rows += len(batch)
                 tick()
                 advance(len(batch), f"loss {progress.loss_sum / progress.rows:.3f}")
-                if time.perf_counter() - saved > every:
+                if ranks.shared(time.perf_counter() - saved > every):
                     save()
                     saved = time.perf_counter()
             records.add(
@@ -317,10 +364,13 @@ class Fitting:
                 )
             )
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
+            apart = self.shards.mine if self.shards else {}
+            ranks.same([t for n, t in self.learned().items() if n not in apart])  # other processors round otherwise
             raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
             candidate = self.candidate()
             self.put(candidate)
-            score = evaluate()
+            with self.shards.together() if self.shards else nullcontext():
+                score = evaluate()
             self.put(raw)
             rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
             if score is None or not progress.best or score > progress.best:
@@ -331,7 +381,8 @@ class Fitting:
             progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
             tick()
             records.flush()
-            if time.perf_counter() - saved > every:  # not after every epoch: with few rows it would cost more than the training
+            # not after every epoch: with few rows it would cost more than the training
+            if ranks.shared(time.perf_counter() - saved > every):
                 save()
                 saved = time.perf_counter()
         self.put(self.best)

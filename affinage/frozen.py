@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from affinage import __version__, rates, store
+from affinage import __version__, ranks, rates, store
 from affinage.augment import augmented
 from affinage.batches import by_tokens
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
@@ -145,11 +146,14 @@ def computed_once(
     if all(len(one) == 1 for one in lengths) and len(set.union(*lengths)) > 1:
         return uncut("each split has rows of one length only, and not the same", address)
     try:  # through rows of different lengths, if any split has some
-        cut = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision)
+        cut, why = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision), ""
     except Uncuttable as error:
-        return uncut(str(error), address)
+        cut, why = None, str(error)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # it is trained all the same
-        return uncut(f"looking at it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})", address)
+        cut, why = None, f"looking at it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    why = next(filter(None, ranks.gathered(why)), "")  # rounding may differ between machines: all cut, or none does
+    if why or cut is None:
+        return uncut(why, address)
     if cut.share < PAYS:
         return uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
     columns = [_column(layout.dtype, layout.unit, bool(layout.tokens)) for layout in cut.layouts()]
@@ -163,7 +167,7 @@ def computed_once(
     if size > budget * GB:
         return uncut(f"{told(size)} are more than --cache-gb {budget:g}", address)
     place = Store(store.folder(), int(budget * GB))
-    weights = _weights(net, k)
+    weights = _weights(net, k) if ranks.first() else ""
     facts = {
         "address": address,
         "why": "",
@@ -177,19 +181,25 @@ def computed_once(
     ready: dict[str, Rows] = {}
     shown_views: list[Rows] = []
     for name, view, split in looks:
-        about = _about(net, k, precision, columns, weights, rows[name])
-        about["view"] = [view, stage.augment, seed] if view else 0
-        found, damage = place.find(store.key(about))
+        about: dict[str, Any] = {}
+        if ranks.first():
+            about = _about(net, k, precision, columns, weights, rows[name])
+            about["view"] = [view, stage.augment, seed] if view else 0
+        key = store.key(about)
+        found, damage = place.find(key) if ranks.first() else (None, "")
         if damage:
             say(damage)
-        if found is None:
+        if ranks.shared(found is None):
             facts["reused"] = False
             label = f"{name}, view {view} of {views}," if view else name
             start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, {name: split}))})", len(split))
             shown = {"model": type(net.model).__name__, "cut": address, "split": name, "rows": len(split), "precision": precision}
-            found = _filled(cut, split, columns, place, store.key(about), shown, precision, advance)
+            found = _filled(cut, split, columns, place, key, shown, precision, advance)
+        if ranks.count() > 1:
+            found = _everywhere(found, place.folder / ranks.shared(key))
         if found is None:
-            return uncut(f"{told(size)} fit neither in {place.folder} nor in memory", address)
+            where = "in memory" if ranks.count() == 1 else "anywhere that all ranks can read (set AFFINAGE_CACHE)"
+            return uncut(f"{told(size)} fit neither in {place.folder} nor {where}", address)
         if not found.maps:
             facts["kept"] = "memory"
         ready[name] = Captured(rows[name], found)
@@ -212,17 +222,32 @@ def _filled(
     precision: str,
     advance: Callable[[int, str], None],
 ) -> Entry | None:
-    """Every row through the frozen part, on the disk, else in memory; None where neither has room."""
+    """Every row through the frozen part, on the disk, else in memory; None where neither has room.
+
+    Of several ranks each runs every n-th batch and hands what it made to rank 0, which alone writes and alone gets the entry.
+    """
+    batches = by_tokens(rows.lengths, TOKENS if rows.lengths.max(initial=1) > 1 else PICTURES)
+
+    def made(batch: np.ndarray) -> list[np.ndarray]:
+        with autocast(precision):
+            units = cut.packed(cut.placed(rows.batch(batch)))
+        return [_plain(u, column) for u, column in zip(units, columns, strict=True)]
 
     def fill(writer: Writer) -> Entry:
         with writer:
-            for batch in by_tokens(rows.lengths, TOKENS if rows.lengths.max(initial=1) > 1 else PICTURES):
-                with autocast(precision):
-                    units = cut.packed(cut.placed(rows.batch(batch)))
-                writer.add(batch, [_plain(u, column) for u, column in zip(units, columns, strict=True)])
+            for i, batch in enumerate(batches):
+                if i % ranks.count() == 0:
+                    values = made(batch)
+                else:
+                    shapes = [(column.units(rows.lengths[batch]), *column.shape) for column in columns]
+                    blank = [np.empty(shape, column.plain) for shape, column in zip(shapes, columns, strict=True)]
+                    values = ranks.received(blank, i % ranks.count())
+                writer.add(batch, values)
                 advance(len(batch), "")
             return writer.done(about)
 
+    if ranks.count() > 1:
+        return _filled_by_all(place, key, columns, rows, batches, made, fill)
     try:
         return fill(place.write(key, columns, rows.lengths))
     except OSError as error:
@@ -233,6 +258,41 @@ def _filled(
             return None
         say(f"{why}: {told(size)} stay in memory, for this run only")
         return fill(store.in_memory(columns, rows.lengths))
+
+
+def _filled_by_all(
+    place: Store,
+    key: str,
+    columns: Sequence[Column],
+    rows: Rows,
+    batches: Sequence[np.ndarray],
+    made: Callable[[np.ndarray], list[np.ndarray]],
+    fill: Callable[[Writer], Entry],
+) -> Entry | None:
+    """The entry on rank 0, None on the others; None on all where its folder has no room: every rank's memory holds too much."""
+    writer, why = None, ""
+    if ranks.first():
+        try:
+            writer = place.write(key, columns, rows.lengths)
+        except OSError as error:
+            why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
+            say(why)
+    if ranks.shared(why):
+        return None
+    if writer is not None:
+        return fill(writer)
+    for batch in batches[ranks.number() :: ranks.count()]:
+        ranks.given(made(batch))
+    return None
+
+
+def _everywhere(found: Entry | None, path: Path) -> Entry | None:
+    """The entry that rank 0 has written or found, on all ranks; None on all where one of them cannot see it."""
+    seen = None
+    if ranks.shared(found is not None):
+        with suppress(OSError, ValueError, KeyError):
+            seen = found or store.opened(path)
+    return seen if all(ranks.gathered(seen is not None)) else None
 
 
 def say(line: str) -> None:

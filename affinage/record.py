@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 
 class Record(NamedTuple):
@@ -23,10 +23,16 @@ class Record(NamedTuple):
 class Records:
     """The run's `records.jsonl`: append only, one JSON object a line, written through at each `flush`."""
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
-        """Open `path`; with `keep`, drop all lines after the first `keep` (those written after a checkpoint)."""
+    def __init__(self, path: Path | None, keep: int | None = None) -> None:
+        """Open `path`; with `keep`, drop all lines after the first `keep` (those written after a checkpoint).
+
+        None: nothing is written (another process of the same run does).
+        """
         self.path = path
         self.count = 0
+        self._file: IO[str] | None = None
+        if path is None:
+            return
         if keep is not None and path.exists():
             lines = path.read_text(encoding="utf8").splitlines(keepends=True)[:keep]
             path.write_text("".join(lines), encoding="utf8")
@@ -34,16 +40,18 @@ class Records:
         self._file = path.open("a" if keep is not None else "w", encoding="utf8")
 
     def add(self, record: Record) -> None:
-        self._file.write(json.dumps(record._asdict()) + "\n")
-        self.count += 1
+        if self._file is not None:
+            self._file.write(json.dumps(record._asdict()) + "\n")
+            self.count += 1
 
     def flush(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write through and close; a second call does nothing."""
-        if not self._file.closed:
+        if self._file is not None and not self._file.closed:
             self.flush()
             self._file.close()
 

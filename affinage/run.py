@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import __version__, checkpoint, config, labels, spool
+from affinage import __version__, checkpoint, config, labels, ranks, spool
 from affinage.check import write as write_findings
 from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
@@ -45,9 +45,15 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     given = {**settings, **{k: v for k, v in (("model", model), ("data", data)) if v is not None}}
     wishes = config.make(given)
     out = Path(wishes.folder())
+    with ranks.joined(out):
+        return _begun(wishes, out)
+
+
+def _begun(wishes: config.Settings, out: Path) -> Run:
+    """The run in `out` begun, or gone on with; rank 0 alone looks into the folder, and all hear what is there."""
     if out.exists() and not out.is_dir():
         raise AffinageError(f"{out} is a file: --out takes a folder for the run")
-    state = known(out)
+    state = ranks.shared(known(out) if ranks.first() else None)
     if wishes.resume and state:
         wishes = _remembered(state, out, wishes)
     elif wishes.resume and (wishes.model is None or wishes.data is None):
@@ -56,6 +62,8 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
         raise AffinageError("fit needs a model and data: for example affinage fit --model M --data D")
     if state and state["status"] == "finished":
         if wishes.resume:
+            if not ranks.first():
+                return Run(out, state)
             if (out / "checkpoints").exists() or not (out / "report.html").exists():  # the mark was its last act, or it was lost
                 explain(out)
             return load(out)
@@ -68,6 +76,11 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     if state is None and out.exists() and any(out.iterdir()):  # never ours to delete, whatever --overwrite says
         raise AffinageError(f"{out} is not empty and holds no run: choose another --out")
     inputs = prepare(wishes)
+    seen = ranks.gathered(inputs.fingerprint)
+    if len(set(seen)) > 1:
+        odd = next(i for i, one in enumerate(seen) if one != seen[0])
+        raise AffinageError(f"rank {odd} reads other data than rank 0: expected the same rows under --data on every machine")
+    ranks.same([*inputs.model.parameters(), *inputs.model.buffers()])
     if wishes.resume and state and state["data"]["fingerprint"] != inputs.fingerprint:
         raise AffinageError(
             "the data is not what this run began with (its fingerprint differs): restore it, or start again with --overwrite"
@@ -81,6 +94,8 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
 
 def _failed(out: Path, error: Diverged) -> None:
     """The folder says why it holds no result; where not even that can be written, the error on the screen has to do."""
+    if not ranks.first():
+        return
     with suppress(OSError):
         header = json.loads((out / "run.json").read_text(encoding="utf8"))
         write_json(out / "run.json", header | {"status": "failed", "error": str(error), "finished": now()})
@@ -99,8 +114,8 @@ def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> co
 def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     """The stages of the plan in order, then the ending."""
     settings = inputs.settings
-    resumed = checkpoint.load(out / "checkpoints") if state else None
-    if state is None and out.exists():
+    resumed = _last(out) if state else None
+    if ranks.first() and state is None and out.exists():
         remove(out)
     header = {
         "affinage": __version__,
@@ -111,20 +126,24 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         "settings": told(settings),
     }
     header |= {"versions": versions(), "commit": commit(), "hardware": hardware(inputs.precision)}
-    _begin(out, header, inputs.findings)
+    if ranks.count() > 1:
+        header["hardware"]["ranks"] = ranks.count()
+    if ranks.first():
+        _begin(out, header, inputs.findings)
     story = Story(inputs, out, header)
     tensors: dict[str, torch.Tensor] = {}
     saved: dict[str, Any] = {}
     if resumed:
         tensors, saved, warnings = resumed
-        for warning in warnings:
+        for warning in warnings if ranks.first() else ():
             print(f"affinage: {warning}", file=sys.stderr)
         story.carried = {k.removeprefix("carried."): v.to(device()) for k, v in tensors.items() if k.startswith("carried.")}
         story.outcomes = [Outcome(o["stage"], Cost(**o["cost"]), o["validation"], o["details"]) for o in saved["outcomes"]]
         story.stage, story.kept, story.order = saved["stage"], saved["kept"], saved["order"]
         story.cuts = saved.get("cuts", {})
-    story.records = Records(out / "records.jsonl", keep=saved.get("records") if resumed else None)
-    with Bar(quiet=settings.quiet) as bar, closing(story.records):
+    keep = saved.get("records") if resumed else None
+    story.records = Records(out / "records.jsonl" if ranks.first() else None, keep=keep)
+    with Bar(quiet=settings.quiet or not ranks.first()) as bar, closing(story.records):
         cost = _encode(inputs, bar)
         lora = False
         if not inputs.plan.fresh:
@@ -155,6 +174,15 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         if lora:
             merge(inputs.model)
         return finish(story, cost, bar)
+
+
+def _last(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
+    """The newest checkpoint that can be trusted, as `checkpoint.load` has it; rank 0 reads it, and all hear of it."""
+    found = checkpoint.load(out / "checkpoints") if ranks.first() else None
+    words: Any = ranks.shared(found[1:] if found else None)
+    if words is None:
+        return None
+    return ranks.sent(found[0] if found else {}), words[0], words[1]
 
 
 def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> None:
@@ -189,7 +217,7 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     assert linear is not None, "prepare() refuses such a network"
     frozen = _ahead(story, bar)
     rows: Rows = frozen.rows["train"]
-    chosen = labels.spread(inputs.data.train, _held_features(linear), inputs.settings.seed)
+    chosen = labels.spread(inputs.data.train, ranks.shared(_held_features(linear)), inputs.settings.seed)
     whole = len(chosen) == len(inputs.data.train)
     if not whole:
         rows = Some(rows, chosen)
@@ -198,32 +226,41 @@ def _solve(story: Story, stage: Stage, bar: Bar) -> None:
     assert features is not None
     bar.say("solving the head")
     targets = np.asarray(inputs.data.train.targets)[chosen]
-    head: Head = solve(
-        features,
-        targets,
-        len(inputs.classes),
-        balanced=inputs.settings.class_weights == "balanced",
-        bias=linear.bias is not None,
-        seed=inputs.settings.seed,
-    )
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(head.weight))
-        if linear.bias is not None:
-            linear.bias.copy_(torch.from_numpy(head.bias))
+
+    def solved() -> Head:
+        return solve(
+            features,
+            targets,
+            len(inputs.classes),
+            balanced=inputs.settings.class_weights == "balanced",
+            bias=linear.bias is not None,
+            seed=inputs.settings.seed,
+        )
+
+    head = ranks.alone(solved)
+    if head is not None:
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(head.weight))
+            if linear.bias is not None:
+                linear.bias.copy_(torch.from_numpy(head.bias))
+    ranks.same(linear.parameters())
     name = inputs.net.head_name
     story.carried[f"{name}.weight"] = linear.weight.detach().clone()
     if linear.bias is not None:
         story.carried[f"{name}.bias"] = linear.bias.detach().clone()
     validation = _validate(inputs, frozen)
-    details = {
-        "method": head.method,
-        "penalty": head.penalty,
-        "gradient_norm": head.gradient_norm,
-        "iterations": head.iterations,
-        "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
-        "trained_parameters": sum(p.numel() for p in linear.parameters()),
-        **({} if whole else {"rows": len(chosen)}),  # of more than memory holds the features of
-    }
+    details: dict[str, Any] = {"trained_parameters": sum(p.numel() for p in linear.parameters())}
+    if not whole:  # of more than memory holds the features of
+        details["rows"] = len(chosen)
+    if head is not None:
+        details = {
+            "method": head.method,
+            "penalty": head.penalty,
+            "gradient_norm": head.gradient_norm,
+            "iterations": head.iterations,
+            "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
+            **details,
+        }
     story.outcomes.append(Outcome(stage.name, clock.cost(), validation, details))
     story.kept = stage.name
     _record(story.records, stage.name, 0, validation, clock.cost().seconds)
@@ -271,11 +308,13 @@ def _fit(
         weights=weights,
         forward=frozen.forward,
         compiled=inputs.settings.compile,
+        sharded=inputs.settings.shard and ranks.count() > 1,
     )
     start = {n: t.clone() for n, t in fitting.learned().items()}
     if going and tensors is not None:
         fitting.restore(tensors, going)
-        checkpoint.set_random_state(whole, _random(story.out))
+        if ranks.count() == 1:  # several draw anew at each step
+            checkpoint.set_random_state(whole, _random(story.out))
     if not ahead:  # else the stage that computed it has counted it
         fitting.progress.seconds += frozen.facts.get("seconds", 0.0)
         fitting.progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
@@ -308,9 +347,11 @@ def _fit(
     better = before is None or not before or not progress.best or progress.best >= _rank(inputs, before)
     if better:
         story.kept = f"{stage.name}, epoch {progress.best_epoch}"
+        fitting.join()
         story.carried |= {n: t.clone() for n, t in fitting.learned().items()}
     else:
         fitting.put(start)
+        fitting.join()
         story.put()  # the head as it was solved, before the hand-over
         details["worse_than_before"] = True
     scores = _validate(inputs, frozen)
@@ -351,7 +392,10 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
     )
     before = story.cuts.setdefault(stage.name, found.facts)
     if found.facts["why"] and not before["why"]:
-        print(f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr)
+        if ranks.first():
+            print(
+                f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr
+            )
         story.cuts[stage.name] = found.facts
     return found
 
@@ -385,7 +429,7 @@ def _validate(inputs: Inputs, frozen: Frozen | None = None) -> dict[str, Any]:
         _, logits = passed(inputs.model, inputs.rows["validation"], inputs.precision)
     else:
         _, logits = passed(frozen.forward, frozen.rows["validation"], inputs.precision)
-    return inputs.task.score(logits, np.asarray(inputs.data.validation.targets))
+    return ranks.shared(inputs.task.score(logits, np.asarray(inputs.data.validation.targets)))
 
 
 def _record(records: Records, stage: str, step: int, scores: Mapping[str, Any], seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import checkpoint
+from affinage import checkpoint, ranks
 from affinage.fit import Fitting
 from affinage.frozen import Frozen
 from affinage.inputs import Inputs
@@ -34,6 +34,8 @@ class Story:
 
     def save(self, fitting: Fitting | None = None) -> None:
         tensors, state = fitting.state() if fitting else ({}, {})
+        if not ranks.first():
+            return
         self.records.flush()
         self.order += 1
         whole = {f"carried.{n}": t for n, t in self.carried.items()} | {f"stage.{n}": t for n, t in tensors.items()}
