@@ -74,7 +74,7 @@ def _options(
 @app.command()
 def fit(
     model: Annotated[Word, _option("MODEL", "A Hub id, a model folder, or a run.")] = None,
-    data: Annotated[Word, _option("DATA", "A folder, a file (CSV, JSON lines, Parquet) or a data set.")] = None,
+    data: Annotated[Word, _option("DATA", "A folder, a file (CSV, JSON lines, Parquet, WebDataset tar) or a data set.")] = None,
     task: Annotated[Word, _option("TASK", "Told by the data where not given.")] = None,
     plan: Annotated[Word, _option("PLAN", "scratch, frozen, two-stage (the default), full, lora or gradual.")] = None,
     out: Annotated[Word, _option("DIR", "Where the run goes; runs/DATA-MODEL where not given.")] = None,
