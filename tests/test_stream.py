@@ -124,7 +124,9 @@ def test_tokens_beyond_the_limit_are_the_same(tmp_path: Path, monkeypatch: pytes
     rows = [row["text"] for row in tiny.rows(50, 0)] + [""]
     held = texts.task.encode(rows, tokenizer, model)
     monkeypatch.setattr(spool, "limit", lambda: 100)
-    monkeypatch.setattr(texts, "PART", 3)
+    monkeypatch.setattr(texts, "PART", 5)
+    monkeypatch.setattr(texts, "CHARACTERS", 80)  # two or three of these, and some row longer than half of it
+    assert [text for part in texts._parts(rows) for text in part] == rows
     spooled = texts.task.encode(rows, tokenizer, model)
     assert isinstance(spooled.values, Block) and isinstance(held.values, np.ndarray)
     assert np.array_equal(spooled.values[:], held.values) and np.array_equal(spooled.lengths, held.lengths)

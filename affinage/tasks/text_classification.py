@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from affinage.types import Batch
 if TYPE_CHECKING:
     import torch
 
-PART = 1024  # texts that are tokenised at once: a tokenizer's own account of them is some 150 bytes a token
+# What is tokenised at once: a tokenizer's own account of it is some 150 bytes a token, those that are cut off afterwards too.
+PART = 1024  # texts
+CHARACTERS = 2**20
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,20 @@ class TokenRows:
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
         ids[mask] = np.concatenate([self.values[self.starts[r] : self.starts[r + 1]] for r in rows]) if len(rows) else []
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    """All texts in order, up to `PART` of them or `CHARACTERS` at a time; a longer one alone."""
+    for start in range(0, len(texts), PART):
+        part: list[str] = []
+        size = 0
+        for text in texts[start : start + PART]:
+            if part and size + len(text) > CHARACTERS:
+                yield part
+                part, size = [], 0
+            part.append(text)
+            size += len(text)
+        yield part
 
 
 @dataclass(frozen=True)
@@ -100,11 +116,12 @@ class TextClassification:
         limit = min(max_length or 512, longest, processor.model_max_length)
         held: list[np.ndarray] = [np.zeros(0, np.int32)]
         spooled: Block | None = None
-        starts, size, most = np.zeros(len(inputs) + 1, np.int64), 0, spool.limit()
-        for start in range(0, len(inputs), PART):
-            rows = processor(list(inputs[start : start + PART]), truncation=True, max_length=limit, return_attention_mask=False)
+        starts, done, size, most = np.zeros(len(inputs) + 1, np.int64), 0, 0, spool.limit()
+        for texts in _parts(inputs):
+            rows = processor(texts, truncation=True, max_length=limit, return_attention_mask=False)
             ids = rows["input_ids"]
-            starts[start + 1 : start + 1 + len(ids)] = [len(row) for row in ids]
+            starts[done + 1 : done + 1 + len(ids)] = [len(row) for row in ids]
+            done += len(ids)
             held += [np.fromiter(itertools.chain.from_iterable(ids), np.int32)]
             size += held[-1].nbytes
             if size > most:  # from here on they go to the disk
