@@ -23,7 +23,7 @@ from affinage.story import Story, sample_of
 from affinage.trained import Run, load
 from affinage.types import Cost, Split
 
-PART = 4096  # rows of predictions that are written at a time
+PART = 1024  # rows of predictions that are written at a time
 
 
 def finish(story: Story, encoding: Cost, bar: Bar) -> Run:

@@ -15,6 +15,8 @@ from affinage import record
 from affinage.errors import AffinageError
 from affinage.record import Record
 
+TEXT = 1000  # characters of a row's text that are kept: more than a page shows, and all texts in full may be more than memory
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -105,12 +107,15 @@ def _predictions(path: Path, known: dict[str, Any]) -> Predictions | None:
         return None
     import pyarrow.parquet as parquet  # heavy: only where there is a table to read
 
-    table = parquet.read_table(path, columns=["split", "id", "text", "thumbnail", "label", "prediction", "confidence"])
-    rows = table.to_pylist()
-    split = next((name for name in ("test", "validation") if any(row["split"] == name for row in rows)), None)
-    if split is None:
-        return None
-    rows = [row for row in rows if row["split"] == split]
+    with parquet.ParquetFile(path) as file:
+        there = set(file.read(columns=["split"]).column("split").unique().to_pylist())
+        split = next((name for name in ("test", "validation") if name in there), None)
+        if split is None:
+            return None
+        rows: list[dict[str, Any]] = []
+        columns = ["split", "id", "text", "thumbnail", "label", "prediction", "confidence"]
+        for batch in file.iter_batches(1024, columns=columns):
+            rows += [row | {"text": row["text"] and row["text"][:TEXT]} for row in batch.to_pylist() if row["split"] == split]
     classes = list(known.get("data", {}).get("classes") or [])
     # A prediction is always one of the model's classes; a label may be one that it never saw.
     classes += sorted({str(row["prediction"]) for row in rows} - set(classes))
