@@ -159,3 +159,20 @@ def test_words() -> None:
     assert [words.rate(v) for v in (None, 8e-5, 1e-3, 2e-10)] == ["frozen", "8e-5", "1e-3", "2e-10"]
     assert words.hub_id("org/name") and words.hub_id("bert-base-uncased")
     assert not any(words.hub_id(s) for s in ("/a/b", "./a", "a/b/c", "../x", "", None))
+
+
+def test_long_texts_are_kept_by_their_beginning(tmp_path: Path) -> None:
+    """What the page shows of a text is far less; of many, in full, more than memory may be."""
+    from affinage.report.folder import TEXT, read
+
+    from .conftest import write_run
+
+    kept = [("validation", "not read"), ("test", "x" * 5000), ("test", None), ("test", "short")]
+    rows = [
+        {"split": split, "id": str(i), "text": said, "label": "a", "prediction": "b", "confidence": 0.9}
+        for i, (split, said) in enumerate(kept)
+    ]
+    found = read(write_run(tmp_path, {"data": {"classes": ["a", "b"]}}, [], rows)).predictions
+    assert found is not None and found.split == "test"
+    assert [row["text"] for row in found.rows] == ["x" * TEXT, None, "short"]
+    assert TEXT > page.MOST_TEXT
