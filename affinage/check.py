@@ -10,7 +10,7 @@ import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +30,7 @@ LONG = 10_000  # characters; about 2,500 tokens, several times what a text encod
 PART = 256  # pictures that are held at once
 SKEW = 10  # rows of the largest class for each of the smallest
 DUPLICATE = "duplicate-across-splits"
+REPEATED, NEARLY_REPEATED = "duplicate-in-train", "near-duplicate-in-train"
 UNREADABLE = "unreadable"
 
 Row = tuple[str, str, str, str]  # (split, id, other split, other id)
@@ -267,12 +268,44 @@ def _within(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
             if label_then != label:
                 conflicts.append((name, row, split_then, row_then))
     found = []
+    if data.kind == "text":  # of pictures, all pairs would have to be looked at
+        alike = _near_repeats(data.train, seen["train"])
+        if alike:
+            message = f"{len(alike)} rows of train nearly repeat an earlier one"
+            found.append(Finding(NEARLY_REPEATED, "warning", message, tuple(alike)))
     if repeats:
         message = f"{len(repeats)} of {len(data.train)} rows of train repeat an earlier one"
-        found.append(Finding("duplicate-in-train", "warning", message, tuple(repeats)))
+        found.append(Finding(REPEATED, "warning", message, tuple(repeats)))
     if conflicts:
         message = f"{len(conflicts)} rows have the content of another row, but another label"
         found.append(Finding("conflicting-labels", "warning", message, tuple(conflicts)))
+    return found
+
+
+def _near_repeats(train: Split, seen: _Seen) -> list[Row]:
+    """Texts of train that fold to an earlier row's, each with the first of its kind; those that equal one are left out."""
+    order, first = np.unique(seen.near, return_index=True)
+    leader = first[np.searchsorted(order, seen.near)]
+    _, equal = np.unique(seen.exact, return_index=True)
+    new = np.zeros(len(train), bool)
+    new[equal] = True  # the first of its content
+    found = np.flatnonzero(new & (seen.near != 0) & (leader != np.arange(len(train))))
+    return [("train", train.ids[i], "train", train.ids[leader[i]]) for i in found.tolist()]
+
+
+def leaders(split: Split, findings: Iterable[Finding]) -> np.ndarray | None:
+    """(N,) for each of train's rows, or some of them, the number of the first that it repeats, else its own; None: none do.
+
+    `findings` are those of `check` on the whole of train.
+    """
+    root = {row: first for f in findings if f.kind in (REPEATED, NEARLY_REPEATED) for _, row, _, first in f.rows}
+    if not root:
+        return None
+    found, seen = np.arange(len(split)), dict[str, int]()
+    for i, row in enumerate(split.ids):
+        while row in root:
+            row = root[row]
+        found[i] = seen.setdefault(row, i)
     return found
 
 

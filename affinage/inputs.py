@@ -13,7 +13,7 @@ import torch
 
 from affinage import config, headed, labels, plans, pooling, rates, tasks
 from affinage import data as reading
-from affinage.check import check, clean, summary, without_leaks
+from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError
 from affinage.features import auto_precision, device
 from affinage.net import Net
@@ -85,8 +85,8 @@ def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
     return data, findings, task
 
 
-def _splits(data: Data, settings: config.Settings) -> Data:
-    """Few labels where asked, and a validation split where none came and enough rows are there."""
+def _splits(data: Data, settings: config.Settings, findings: Sequence[Finding]) -> Data:
+    """Few labels where asked, and a validation split where none came and enough rows are there; copies stay together."""
     train = data.train
     if settings.labels_per_class:
         train = labels.few(train, settings.labels_per_class, settings.seed)
@@ -98,7 +98,7 @@ def _splits(data: Data, settings: config.Settings) -> Data:
         if share is None and round(0.2 * len(train)) >= HELD_OUT:
             share = min(0.2, HELD_MOST / len(train))
         if share:
-            train, validation = labels.holdout(train, share, settings.seed)
+            train, validation = labels.holdout(train, share, settings.seed, leaders(train, findings))
     return data.with_splits(train=train, validation=validation)
 
 
@@ -162,7 +162,7 @@ def _fitted(model: Any, classes: Sequence[str]) -> Any:
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     data, findings, task = _read(settings)
-    data = _splits(data, settings)
+    data = _splits(data, settings, findings)
     data, classes = labels.encode(data)
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)

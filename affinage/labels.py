@@ -38,8 +38,11 @@ def encode(data: Data) -> tuple[Data, tuple[str, ...]]:
     return replace(data, classes=classes, **splits), classes
 
 
-def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+def holdout(split: Split, share: float, seed: int, leaders: np.ndarray | None = None) -> tuple[Split, Split]:
     """(rest, held): of each class with two rows or more, `share` is held, at least one and never all; rows keep their order.
+
+    `leaders` (N,): the number of the row with which each one goes, its own for most; copies of a row go with the first of them.
+    Then the share is kept but roughly, and a class that has nothing but copies of one row stays in the rest.
 
     Raises:
         AffinageError: `share` is not between 0 and 1, or no class has two rows.
@@ -49,6 +52,10 @@ def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     rank, size = _ranks(split, seed)
     quota = np.where(size > 1, np.clip(np.floor(share * size + 0.5), 1, np.maximum(size - 1, 1)), 0)
     held = rank < quota
+    if leaders is not None:
+        held = held[leaders]
+        left = {target for target, gone in zip(split.targets, held.tolist(), strict=True) if not gone}
+        held &= np.fromiter((target in left for target in split.targets), bool, len(split))
     if not held.any():
         raise AffinageError("no class of the training split has two rows, so none can be held out for validation")
     return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))

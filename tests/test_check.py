@@ -65,6 +65,16 @@ def test_text_faults() -> None:
     assert "1 of 5 rows of test stand in train" in findings[0].message
 
 
+def test_near_repeats_in_train() -> None:
+    """Texts that differ in case, digits and punctuation, each told with the first of its kind; equal ones are told once."""
+    rows = ("Win 100 $ now!", "a"), ("other", "a"), ("win 20 now", "b"), ("win 20 now", "b"), ("1 2 3", "a"), ("4 5 6", "b")
+    found = kinds(check(Data("text", "s", texts("train", *rows))))
+    assert found == {
+        "near-duplicate-in-train": (("train", "train:2", "train", "train:0"),),
+        "duplicate-in-train": (("train", "train:3", "train", "train:2"),),
+    }
+
+
 def test_labels() -> None:
     only = check(Data("text", "s", texts("train", ("x", "a"), ("y", "a"))))
     assert [(f.kind, f.severity) for f in only] == [("one-class", "error")]

@@ -82,3 +82,16 @@ def test_numbers_and_names_are_drawn_alike() -> None:
     whole = split(["a", "b"] * 50)
     encoded = labels.encode(Data("text", "s", whole))[0].train
     assert list(labels.few(whole, 8, 0).ids) == list(labels.few(encoded, 8, 0).ids)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_are_held_out_together(seed: int) -> None:
+    """Rows 0, 1, 2 and 20 are one, and so are 5 and 6; a class of nothing but copies stays whole in train."""
+    whole = split([*["a", "b"] * 20, "c", "c"])
+    leaders = np.arange(42)
+    leaders[[1, 2, 20]], leaders[6], leaders[41] = 0, 5, 40
+    rest, held = labels.holdout(whole, 0.2, seed, leaders)
+    assert sorted([*rest.ids, *held.ids]) == sorted(whole.ids) and 4 <= len(held) <= 12
+    for group in ((0, 1, 2, 20), (5, 6), (40, 41)):
+        assert len({f"row:{i}" in set(held.ids) for i in group}) == 1
+    assert list(rest.targets).count("c") == 2

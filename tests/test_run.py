@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -517,6 +518,17 @@ def test_a_finished_run_is_left_alone(bert: Path, texts: Path, tmp_path: Path) -
     replaced = affinage.fit(bert, texts, overwrite=True, **settings)
     assert replaced.record["created"] >= made.record["created"] and (out / "mine.txt").read_text() == "mine"
     assert set(replaced.record["files"]) > {"config.json", "model.safetensors", "predictions.parquet"}
+
+
+def test_no_copy_of_a_training_row_is_held_out(bert: Path, tmp_path: Path) -> None:
+    """Half of the rows stand twice, a quarter once more in capitals: what validates is new to the network."""
+    rows = tiny.rows(400, seed=3)
+    again = [*rows, *rows[:200], *({**row, "text": row["text"].upper() + "!"} for row in rows[:100])]
+    made = affinage.fit(bert, again, plan="frozen", out=tmp_path / "run", **QUICK)
+    assert made.record["data"]["rows"]["validation"] > 80
+    held = {row["text"].lower().rstrip("!") for row in predictions(made, "validation")}
+    counts = Counter(row["text"].lower().rstrip("!") for row in again)
+    assert sum(counts[text] for text in held) == made.record["data"]["rows"]["validation"]  # all copies of what is held are held
 
 
 def test_what_is_not_the_runs_own_outlives_it(text_run: affinage.Run, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_no_more_is_held_out_than_a_score_needs(tmp_path: Path) -> None:
 
     many = 4 * HELD_MOST * 2
     split = Split(range(many), ["a", "b"] * (many // 2), range(many))  # type: ignore[arg-type]
-    parted = _splits(Data("text", "s", split), config.make({}))
+    parted = _splits(Data("text", "s", split), config.make({}), [])
     assert parted.validation is not None and len(parted.validation) == HELD_MOST
     assert len(parted.train) + HELD_MOST == many
 

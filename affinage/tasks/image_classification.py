@@ -76,7 +76,8 @@ def opened(picture: Any) -> Image:
     except Image.DecompressionBombError as error:  # Pillow's own limit, before ours is asked
         raise AffinageError(f"{name} has too many pixels: at most {MOST_PIXELS // 10**6} million; shrink it first") from error
     except Exception as error:  # a decoder may raise anything on a broken file
-        raise AffinageError(f"cannot read the picture {name} ({error}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+        why = str(error).split("<_io.")[0].strip()  # Pillow names the buffer that it was given
+        raise AffinageError(f"cannot read the picture {name} ({why}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
 
 
 def affine(processor: Any, sample: Image) -> tuple[np.ndarray, np.ndarray] | None:
