@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from affinage import ranks
+from affinage import team
 from affinage.errors import AffinageError
 
 app = typer.Typer(
@@ -144,7 +144,7 @@ def fit(
         done = run.fit(**values)
     except KeyboardInterrupt:
         raise Stopped(folder) from None
-    if not ranks.speaks():
+    if not team.speaks():
         return
     if as_json:
         _print_json({"run": str(done.path), "metrics": done.metrics})
@@ -431,15 +431,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
             code = _explain(error)[1]
-            ranks.leave(code)
+            team.leave(code)
             return code
         message, code = _explain(error)
         if message:
-            ranks.tell(f"affinage: {message}")
-        ranks.leave(code)
+            team.tell(f"affinage: {message}")
+        team.leave(code)
         return code
     if code == 130:  # typer turns an interrupt into this code
-        ranks.tell("affinage: stopped")
+        team.tell("affinage: stopped")
     return code if isinstance(code, int) else 0
 
 

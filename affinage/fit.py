@@ -18,11 +18,11 @@ from affinage.augment import augmented
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, out_of_memory
-from affinage.frozen import Views
 from affinage.net import Net
 from affinage.record import Record, Records
 from affinage.shards import Shards
 from affinage.types import Batch, Rows, Stage, Task
+from affinage.views import Views
 
 
 @dataclass

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from affinage import __version__, ranks, rates, store
-from affinage.augment import augmented
 from affinage.batches import by_tokens
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
@@ -24,6 +23,7 @@ from affinage.features import PICTURES, TOKENS, autocast
 from affinage.net import Net
 from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Batch, Rows, Stage
+from affinage.views import Augmented, Views
 
 PAYS = 0.05  # least share of a forward pass below the cut: reading a row back is not free (a table of word embeddings has 0)
 GB = 10**9
@@ -57,42 +57,19 @@ class Captured:
         return found
 
 
-class Views:
-    """Augmented views of the same rows, computed once each: epoch e learns from view e modulo their number."""
+class _Uncut(Exception):
+    """Why a stage goes through the whole network, and the block at which it might have been cut."""
 
-    def __init__(self, views: Sequence[Rows]) -> None:
-        self.views = list(views)
-        self.seen = self.views[0]
-        self.lengths = self.seen.lengths
-
-    def __len__(self) -> int:
-        return len(self.seen)
-
-    def look(self, epoch: int) -> None:
-        """Turn to the view of this epoch, counted from 0."""
-        self.seen = self.views[epoch % len(self.views)]
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        return self.seen.batch(rows)
+    def __init__(self, why: str, address: str | None = None) -> None:
+        self.why, self.address = why, address
 
 
-class Augmented:
-    """Rows as one augmented view shows them: the same at every look, whatever else is drawn."""
+class _Look(NamedTuple):
+    """One thing to capture: a split as it is (view 0), or one augmented view of it, counted from 1."""
 
-    def __init__(self, rows: Rows, strength: str, seed: int, view: int) -> None:
-        self.rows, self.strength, self.seed, self.view = rows, strength, seed, view
-        self.lengths = rows.lengths
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(self, rows: np.ndarray) -> Batch:
-        """The batch with its pictures changed; which way depends on the seed, the view and the first row only."""
-        found = self.rows.batch(rows)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 1_000_003 + self.view * 10_007 + int(rows[0]))
-            found["pixel_values"] = augmented(found["pixel_values"], self.strength)
-        return found
+    name: str
+    view: int
+    rows: Rows
 
 
 def computed_once(
@@ -119,32 +96,76 @@ def computed_once(
         start, advance: the progress bar's.
     """
     clock = Clock()
-    whole = dict(rows)
+    views = views if stage.augment != "none" else 0
+    try:
+        if not budget:
+            raise _Uncut("the cache is off")
+        if before and before["why"]:
+            raise _Uncut(before["why"], before["address"])
+        cut, k = _cut(net, stage, rows, precision, views)
+        address = f"blocks.{k}"
+        looks = [_Look(name, 0, split) for name, split in rows.items() if name != "train" or not views]
+        looks += [_Look("train", v, Augmented(rows["train"], stage.augment, seed, v)) for v in range(1, views + 1)]
+        columns, size = _columns(cut, looks, precision, budget, address)
+        place = Store(store.folder(), int(budget * GB))
+        weights = _weights(net, k) if ranks.first() else ""
+        facts = {"address": address, "why": "", "share": round(cut.share, 4), "dtype": columns[0].dtype, "bytes": size}
+        facts |= {"kept": "disk", "reused": True, "views": views}
+        captured: list[Rows] = []
+        for look in looks:
+            about: dict[str, Any] = {}
+            if ranks.first():
+                about = _about(net, k, precision, columns, weights, rows[look.name])
+                about["view"] = [look.view, stage.augment, seed] if look.view else 0
+            key = store.key(about)
+            found, damage = place.find(key) if ranks.first() else (None, "")
+            if damage:
+                say(damage)
+            if ranks.shared(found is None):
+                facts["reused"] = False
+                label = f"{look.name}, view {look.view} of {views}," if look.view else look.name
+                start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, [look]))})", len(look.rows))
+                shown = {"model": type(net.model).__name__, "cut": address, "split": look.name, "rows": len(look.rows)}
+                found = _filled(cut, look.rows, columns, place, key, shown | {"precision": precision}, precision, advance)
+            if ranks.count() > 1:
+                found = _everywhere(found, place.folder / ranks.shared(key))
+            if found is None:
+                where = "in memory" if ranks.count() == 1 else "anywhere that all ranks can read (set AFFINAGE_CACHE)"
+                raise _Uncut(f"{told(size)} fit neither in {place.folder} nor {where}", address)
+            if not found.maps:
+                facts["kept"] = "memory"
+            captured.append(Captured(rows[look.name], found))
+    except _Uncut as uncut:
+        return Frozen(dict(rows), net.model, {"address": uncut.address, "why": uncut.why})
+    ready = {look.name: one for look, one in zip(looks, captured, strict=True)}
+    if views:
+        ready["train"] = Views([one for look, one in zip(looks, captured, strict=True) if look.view])
+    cost = clock.cost()
+    facts |= {"seconds": round(cost.seconds, 3), "cpu_seconds": round(cost.cpu_seconds, 3)}
+    return Frozen(ready, Resumed(cut), facts)
 
-    def uncut(why: str, address: str | None = None) -> Frozen:
-        return Frozen(whole, net.model, {"address": address, "why": why})
 
-    if not budget:
-        return uncut("the cache is off")
-    if before and before["why"]:
-        return uncut(before["why"], before["address"])
+def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views: int) -> tuple[Cut, int]:
+    """The cut of a stage, and the number of the block before which it is.
+
+    Raises:
+        _Uncut: there is none, or it does not pay.
+    """
     k = lowest(net, rates.resolve(net, stage.rates))
     if k is None:
-        return uncut(net.why or "what stands before the first block learns")
+        raise _Uncut(net.why or "what stands before the first block learns")
     address = f"blocks.{k}"
     if stage.epochs == 1:
-        return uncut("one epoch looks at each row once", address)
-    if stage.augment == "none":
-        views = 0
-    elif not views:
-        return uncut(
+        raise _Uncut("one epoch looks at each row once", address)
+    if stage.augment != "none" and not views:
+        raise _Uncut(
             f"augmentation '{stage.augment}' changes the rows each time; "
             "--augment none computes it once, --views 4 four views of each",
             address,
         )
     lengths = [set(np.unique(r.lengths).tolist()) for r in rows.values()]
     if all(len(one) == 1 for one in lengths) and len(set.union(*lengths)) > 1:
-        return uncut("each split has rows of one length only, and not the same", address)
+        raise _Uncut("each split has rows of one length only, and not the same", address)
     try:  # through rows of different lengths, if any split has some
         cut, why = Cut(net, k, max(rows.values(), key=lambda r: int(np.ptp(r.lengths)) if len(r) else -1), precision), ""
     except Uncuttable as error:
@@ -153,63 +174,26 @@ def computed_once(
         cut, why = None, f"looking at it failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     why = next(filter(None, ranks.gathered(why)), "")  # rounding may differ between machines: all cut, or none does
     if why or cut is None:
-        return uncut(why, address)
+        raise _Uncut(why, address)
     if cut.share < PAYS:
-        return uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
+        raise _Uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
+    return cut, k
+
+
+def _columns(cut: Cut, looks: Sequence[_Look], precision: str, budget: float, address: str) -> tuple[list[Column], int]:
+    """What is stored of a row, and the bytes of all; in bf16 where only that fits and the network computes in it.
+
+    Raises:
+        _Uncut: it does not fit.
+    """
     columns = [_column(layout.dtype, layout.unit, bool(layout.tokens)) for layout in cut.layouts()]
-    looks: list[tuple[str, int, Rows]] = [(name, 0, split) for name, split in rows.items() if name != "train" or not views]
-    looks += [("train", v, Augmented(rows["train"], stage.augment, seed, v)) for v in range(1, views + 1)]
-    taken = {f"{name} {view}": split for name, view, split in looks}
-    size = _size(columns, taken)
+    size = _size(columns, looks)
     if size > budget * GB and precision == "bf16":
         columns = [_column(torch.bfloat16, c.shape, c.ragged) if c.dtype == "float32" else c for c in columns]
-        size = _size(columns, taken)
+        size = _size(columns, looks)
     if size > budget * GB:
-        return uncut(f"{told(size)} are more than --cache-gb {budget:g}", address)
-    place = Store(store.folder(), int(budget * GB))
-    weights = _weights(net, k) if ranks.first() else ""
-    facts = {
-        "address": address,
-        "why": "",
-        "share": round(cut.share, 4),
-        "dtype": columns[0].dtype,
-        "bytes": size,
-        "kept": "disk",
-        "reused": True,
-        "views": views,
-    }
-    ready: dict[str, Rows] = {}
-    shown_views: list[Rows] = []
-    for name, view, split in looks:
-        about: dict[str, Any] = {}
-        if ranks.first():
-            about = _about(net, k, precision, columns, weights, rows[name])
-            about["view"] = [view, stage.augment, seed] if view else 0
-        key = store.key(about)
-        found, damage = place.find(key) if ranks.first() else (None, "")
-        if damage:
-            say(damage)
-        if ranks.shared(found is None):
-            facts["reused"] = False
-            label = f"{name}, view {view} of {views}," if view else name
-            start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, {name: split}))})", len(split))
-            shown = {"model": type(net.model).__name__, "cut": address, "split": name, "rows": len(split), "precision": precision}
-            found = _filled(cut, split, columns, place, key, shown, precision, advance)
-        if ranks.count() > 1:
-            found = _everywhere(found, place.folder / ranks.shared(key))
-        if found is None:
-            where = "in memory" if ranks.count() == 1 else "anywhere that all ranks can read (set AFFINAGE_CACHE)"
-            return uncut(f"{told(size)} fit neither in {place.folder} nor {where}", address)
-        if not found.maps:
-            facts["kept"] = "memory"
-        ready[name] = Captured(rows[name], found)
-        if view:
-            shown_views.append(ready[name])
-    if shown_views:
-        ready["train"] = Views(shown_views)
-    cost = clock.cost()
-    facts |= {"seconds": round(cost.seconds, 3), "cpu_seconds": round(cost.cpu_seconds, 3)}
-    return Frozen(ready, Resumed(cut), facts)
+        raise _Uncut(f"{told(size)} are more than --cache-gb {budget:g}", address)
+    return columns, size
 
 
 def _filled(
@@ -251,7 +235,7 @@ def _filled(
     try:
         return fill(place.write(key, columns, rows.lengths))
     except OSError as error:
-        size, free = _size(columns, {"": rows}), _free_memory()
+        size, free = sum(column.size(rows.lengths) for column in columns), _free_memory()
         why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
         if size > free / 2:
             say(f"{why}; in memory it would take {told(size)} of the {told(free)} that are free")
@@ -308,8 +292,8 @@ def _column(dtype: torch.dtype, shape: tuple[int, ...], ragged: bool) -> Column:
     return Column(str(dtype).removeprefix("torch."), shape, ragged)
 
 
-def _size(columns: Sequence[Column], rows: Mapping[str, Rows]) -> int:
-    return sum(column.size(split.lengths) for column in columns for split in rows.values())
+def _size(columns: Sequence[Column], looks: Iterable[_Look]) -> int:
+    return sum(column.size(look.rows.lengths) for column in columns for look in looks)
 
 
 def _plain(units: torch.Tensor, column: Column) -> np.ndarray:

@@ -5,33 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from affinage import __version__, checkpoint, config, labels, ranks, spool
+from affinage import __version__, checkpoint, config, ranks, stages, team
 from affinage.check import write as write_findings
 from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
-from affinage.fit import Fitting
-from affinage.frozen import Frozen, computed_once
 from affinage.inputs import Inputs, check_data, plan_json, plan_of, prepare, told
 from affinage.lora import adapt, merge
 from affinage.net import Net
 from affinage.progress import Bar
-from affinage.recompute import recomputed
-from affinage.record import Record, Records
-from affinage.solve import Head, solve
-from affinage.story import Some, Story, sample_of
+from affinage.record import Records
+from affinage.story import Story, sample_of
 from affinage.trained import Run, known, load, remove
-from affinage.types import Cost, Finding, Outcome, Rows, Stage
+from affinage.types import Cost, Finding, Outcome
 
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
@@ -45,7 +40,7 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     given = {**settings, **{k: v for k, v in (("model", model), ("data", data)) if v is not None}}
     wishes = config.make(given)
     out = Path(wishes.folder())
-    with ranks.joined(out):
+    with team.joined(out):
         return _begun(wishes, out)
 
 
@@ -162,11 +157,11 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
             story.put()
             story.stage = index
             if stage.how == "solve":
-                _solve(story, stage, bar)
+                stages.solved(story, stage, bar)
             else:
                 going = saved.get("fitting") if resumed and index == saved["stage"] else None
                 stage_tensors = {k.removeprefix("stage."): v for k, v in tensors.items() if k.startswith("stage.")}
-                _fit(story, stage, bar, stage_tensors if going else None, going, tensors)
+                stages.fitted(story, stage, bar, stage_tensors if going else None, going, tensors)
             story.stage = index + 1
             story.save()
         story.put()
@@ -207,232 +202,3 @@ def _encode(inputs: Inputs, bar: Bar) -> Cost:
             split.inputs, inputs.processor, inputs.model, max_length=inputs.settings.max_length
         )
     return clock.cost()
-
-
-def _solve(story: Story, stage: Stage, bar: Bar) -> None:
-    """Stage 1: features once, the head solved to its optimum."""
-    inputs = story.inputs
-    clock = Clock()
-    linear = inputs.net.head_linear
-    assert linear is not None, "prepare() refuses such a network"
-    frozen = _ahead(story, bar)
-    rows: Rows = frozen.rows["train"]
-    chosen = labels.spread(inputs.data.train, ranks.shared(_held_features(linear)), inputs.settings.seed)
-    whole = len(chosen) == len(inputs.data.train)
-    if not whole:
-        rows = Some(rows, chosen)
-    bar.start(f"stage {stage.name}: features", len(rows))
-    features, _ = passed(frozen.forward, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
-    assert features is not None
-    bar.say("solving the head")
-    targets = np.asarray(inputs.data.train.targets)[chosen]
-
-    def solved() -> Head:
-        return solve(
-            features,
-            targets,
-            len(inputs.classes),
-            balanced=inputs.settings.class_weights == "balanced",
-            bias=linear.bias is not None,
-            seed=inputs.settings.seed,
-        )
-
-    head = ranks.alone(solved)
-    if head is not None:
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(head.weight))
-            if linear.bias is not None:
-                linear.bias.copy_(torch.from_numpy(head.bias))
-    ranks.same(linear.parameters())
-    name = inputs.net.head_name
-    story.carried[f"{name}.weight"] = linear.weight.detach().clone()
-    if linear.bias is not None:
-        story.carried[f"{name}.bias"] = linear.bias.detach().clone()
-    validation = _validate(inputs, frozen)
-    details: dict[str, Any] = {"trained_parameters": sum(p.numel() for p in linear.parameters())}
-    if not whole:  # of more than memory holds the features of
-        details["rows"] = len(chosen)
-    if head is not None:
-        details = {
-            "method": head.method,
-            "penalty": head.penalty,
-            "gradient_norm": head.gradient_norm,
-            "iterations": head.iterations,
-            "cross_validated": inputs.task.score(head.held_out, targets[head.held_rows]),
-            **details,
-        }
-    story.outcomes.append(Outcome(stage.name, clock.cost(), validation, details))
-    story.kept = stage.name
-    _record(story.records, stage.name, 0, validation, clock.cost().seconds)
-
-
-def _held_features(linear: torch.nn.Linear) -> int:
-    """How many rows the head is solved on at most: what memory holds of their features and of ten penalties' logits.
-
-    The solver keeps some four copies in double precision. A linear head hardly gains from more rows than that; stage 2 sees all.
-    """
-    return spool.limit() // (8 * (4 * linear.in_features + 10 * linear.out_features))
-
-
-def _fit(
-    story: Story,
-    stage: Stage,
-    bar: Bar,
-    tensors: dict[str, torch.Tensor] | None,
-    going: dict[str, Any] | None,
-    whole: dict[str, torch.Tensor],
-) -> None:
-    """Stage 2: from the weights carried so far, at low rates; the best of where it began and its epochs goes on."""
-    inputs = story.inputs
-    targets = np.asarray(inputs.data.train.targets)
-    weights = None
-    if inputs.settings.class_weights == "balanced":
-        counts = np.maximum(np.bincount(targets, minlength=len(inputs.classes)), 1)
-        weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
-    ahead = story.frozen.pop(stage.name, None)
-    frozen = ahead or _frozen(story, stage, bar)
-    if frozen.facts.get("views"):  # what trains sees pictures that were changed already
-        stage = replace(stage, augment="none")
-    torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
-    if stage.hand_over != 1.0:
-        _temper(inputs.net, stage.hand_over)
-    recomputing = recomputed(inputs.model) if inputs.settings.gradient_checkpointing else nullcontext()
-    fitting = Fitting(
-        inputs.net,
-        stage,
-        inputs.task,
-        frozen.rows["train"],
-        targets,
-        seed=inputs.settings.seed,
-        precision=inputs.precision,
-        weights=weights,
-        forward=frozen.forward,
-        compiled=inputs.settings.compile,
-        sharded=inputs.settings.shard and ranks.count() > 1,
-    )
-    start = {n: t.clone() for n, t in fitting.learned().items()}
-    if going and tensors is not None:
-        fitting.restore(tensors, going)
-        if ranks.count() == 1:  # several draw anew at each step
-            checkpoint.set_random_state(whole, _random(story.out))
-    if not ahead:  # else the stage that computed it has counted it
-        fitting.progress.seconds += frozen.facts.get("seconds", 0.0)
-        fitting.progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
-    before = story.outcomes[-1].validation if story.outcomes else None
-    last: dict[str, Any] = {}
-
-    def evaluate() -> list[float] | None:
-        scores = _validate(inputs, frozen)
-        last.clear()
-        last.update(scores)
-        if not scores:
-            return None
-        _record(story.records, stage.name, fitting.progress.step, scores, fitting.progress.seconds)
-        return _rank(inputs, scores)
-
-    bar.start(f"stage {stage.name}: training", len(inputs.rows["train"]) * stage.epochs)
-    bar.advance(fitting.progress.epoch * len(inputs.rows["train"]) + fitting.progress.rows, "")
-    with recomputing:
-        fitting.run(evaluate, story.records, lambda: story.save(fitting), bar.advance)
-    progress = fitting.progress
-    details: dict[str, Any] = {
-        "epochs": progress.epoch,
-        "steps": progress.step,
-        "trained_parameters": sum(p.numel() for p in fitting.trained.values()),
-    }
-    if progress.least_pieces > 1:
-        details["pieces"] = progress.least_pieces
-    if inputs.settings.compile:
-        details["compiling_seconds"] = fitting.compiling_seconds()
-    better = before is None or not before or not progress.best or progress.best >= _rank(inputs, before)
-    if better:
-        story.kept = f"{stage.name}, epoch {progress.best_epoch}"
-        fitting.join()
-        story.carried |= {n: t.clone() for n, t in fitting.learned().items()}
-    else:
-        fitting.put(start)
-        fitting.join()
-        story.put()  # the head as it was solved, before the hand-over
-        details["worse_than_before"] = True
-    scores = _validate(inputs, frozen)
-    story.outcomes.append(Outcome(stage.name, Cost(progress.seconds, progress.cpu_seconds), scores, details))
-
-
-def _ahead(story: Story, bar: Bar) -> Frozen:
-    """The rows that a solve passes to the head: from the cut of the stage that trains next, which is captured on the way.
-
-    So the frozen part runs once in the whole run, and not once for the features and once more for the cut.
-    """
-    inputs = story.inputs
-    following = next((stage for stage in inputs.plan.stages[story.stage + 1 :] if stage.how == "fit"), None)
-    if following is None or inputs.plan.lora:  # lora's layers are not there yet
-        return Frozen(dict(inputs.rows), inputs.model, {})
-    frozen = _frozen(story, following, bar)
-    if not frozen.facts["why"]:
-        story.frozen[following.name] = frozen
-    if frozen.facts.get("views"):  # the head is solved on the pictures as they are
-        return Frozen(dict(inputs.rows), inputs.model, {})
-    return frozen
-
-
-def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
-    """What the stage does not teach, computed once where that can be and pays."""
-    inputs, settings = story.inputs, story.inputs.settings
-    found = computed_once(
-        inputs.net,
-        stage,
-        {name: rows for name, rows in inputs.rows.items() if name in ("train", "validation")},
-        precision=inputs.precision,
-        budget=settings.cache_gb if settings.cache == "auto" else 0,
-        views=settings.views,
-        seed=settings.seed,
-        before=story.cuts.get(stage.name),
-        start=bar.start,
-        advance=bar.advance,
-    )
-    before = story.cuts.setdefault(stage.name, found.facts)
-    if found.facts["why"] and not before["why"]:
-        if ranks.first():
-            print(
-                f"affinage: stage {stage.name} goes on uncut ({found.facts['why']}): the same but for rounding", file=sys.stderr
-            )
-        story.cuts[stage.name] = found.facts
-    return found
-
-
-def _temper(net: Net, factor: float) -> None:
-    """Scale the head's logits: no prediction changes, but rows that the head is sure of pull at the layers below it again."""
-    linear = net.head_linear
-    assert linear is not None, "prepare() refuses to solve such a head"
-    with torch.no_grad():
-        linear.weight.mul_(factor)
-        if linear.bias is not None:
-            linear.bias.mul_(factor)
-
-
-def _rank(inputs: Inputs, scores: Mapping[str, Any]) -> list[float]:
-    """What selects, higher is better: the task's metric, then the log loss (none where no label is known to train)."""
-    return [scores[inputs.task.metric], -scores.get("log_loss", 0.0)]
-
-
-def _random(out: Path) -> dict[str, Any]:
-    found = checkpoint.load(out / "checkpoints")
-    assert found is not None
-    return found[1]["random"]
-
-
-def _validate(inputs: Inputs, frozen: Frozen | None = None) -> dict[str, Any]:
-    """The scores of the network as it is on the validation split, or nothing where there is none."""
-    if inputs.data.validation is None:
-        return {}
-    if frozen is None:
-        _, logits = passed(inputs.model, inputs.rows["validation"], inputs.precision)
-    else:
-        _, logits = passed(frozen.forward, frozen.rows["validation"], inputs.precision)
-    return ranks.shared(inputs.task.score(logits, np.asarray(inputs.data.validation.targets)))
-
-
-def _record(records: Records, stage: str, step: int, scores: Mapping[str, Any], seconds: float) -> None:
-    for name, value in scores.items():
-        if isinstance(value, float):
-            records.add(Record(stage, step, "validation", name, value, round(seconds, 3)))

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -249,6 +250,22 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
         os.replace(part, path)
     for line in whole.decode("utf8").splitlines():
         yield json.loads(line)
+
+
+def apart(script: str, words: Sequence[str], threads: int = 1, **more: str) -> dict[str, Any]:
+    """The JSON of the last line that `python script words` prints, run in a process of its own on so many threads.
+
+    `more`: of its environment.
+    """
+    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    answer = subprocess.run(
+        [sys.executable, str(Path(script).resolve()), *words],
+        env={**os.environ, **limits, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **more},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(answer.stdout.splitlines()[-1])
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

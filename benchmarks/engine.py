@@ -16,14 +16,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, append, digest, examples, lines, splits, text_model, version
+from arms import HERE, apart, append, digest, examples, lines, splits, text_model, version
 from frozen_text import Clock, flop, peak
 
 # arm -> (blocks that learn beside the head, or all; epochs of either side)
@@ -170,18 +169,9 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
 
 def taken(told: argparse.Namespace, arm: str, seed: int, side: str) -> dict[str, Any]:
     """One side of one arm in a process of its own."""
-    threads = {name: str(told.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--arm", arm, "--seed", str(seed)]
-    words += ["--rows", str(told.rows), "--threads", str(told.threads), "--data", str(told.data)]
-    words += ["--images", told.images, "--base", str(told.base)] if told.images else []
-    answer = subprocess.run(
-        words,
-        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
+    words = ["--side", side, "--arm", arm, "--seed", str(seed), "--rows", str(told.rows), "--threads", str(told.threads)]
+    words += ["--data", str(told.data), *(["--images", told.images, "--base", str(told.base)] if told.images else [])]
+    return apart(__file__, words, told.threads)
 
 
 def table(path: Path) -> str:

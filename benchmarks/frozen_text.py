@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, digest, splits, text_model, version
+from arms import HERE, apart, digest, splits, text_model, version
 
 EPOCHS = 5
 SIDES = ("affinage", "trainer")
@@ -163,16 +162,7 @@ class Clock:
 
 def taken(side: str, told: argparse.Namespace) -> dict[str, Any]:
     """One side in a process of its own, on one thread."""
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    words = [sys.executable, str(Path(__file__).resolve()), "--side", side, "--rows", str(told.rows), "--data", str(told.data)]
-    answer = subprocess.run(
-        words,
-        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
+    return apart(__file__, ["--side", side, "--rows", str(told.rows), "--data", str(told.data)])
 
 
 def main(words: Sequence[str] | None = None) -> int:

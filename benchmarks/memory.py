@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -23,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from arms import HERE, apart
+
 SIZES = {"text": 0.1, "pictures": 0.4, "tars": 0.4}  # GB of the small data
 CLASSES = ("one", "two", "three")
 TIMES = 4  # the large data over the small
@@ -156,17 +155,8 @@ def taken(kind: str, gb: float, told: argparse.Namespace, folder: Path) -> dict[
     if not model.exists():
         network(kind, model)
     made(kind, gb * 10**9, data)
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    more = {"AFFINAGE_MEMORY_GB": str(told.memory_gb), "AFFINAGE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, str(Path(__file__).resolve()), "--fit", str(model), str(data), str(out)]
-    answer = subprocess.run(
-        words,
-        env={**os.environ, **threads, **more, "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
+    more = {"AFFINAGE_MEMORY_GB": str(told.memory_gb), "AFFINAGE_CACHE": str(folder / "cache")}
+    return apart(__file__, ["--fit", str(model), str(data), str(out)], **more)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, digest, splits, text_model
+from arms import HERE, apart, digest, splits, text_model
 from frozen_text import flop
 
 BATCH, HELD = 16, 200  # rows a step; rows of validation, and as many of test
@@ -159,16 +158,7 @@ def measured(rows: int, top: int, epochs: int, data: Path, count: bool) -> dict[
 
 def taken(rows: int, top: int, epochs: int, data: Path, count: bool) -> dict[str, Any]:
     """`measured` in a process of its own, on one thread."""
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    words = [sys.executable, str(Path(__file__).resolve()), "--data", str(data), "--one", f"{rows},{top},{epochs},{int(count)}"]
-    answer = subprocess.run(
-        words,
-        env={**os.environ, **threads, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return json.loads(answer.stdout.splitlines()[-1])
+    return apart(__file__, ["--data", str(data), "--one", f"{rows},{top},{epochs},{int(count)}"])
 
 
 def carried(net: Network, mean: float, padding: float, rates: dict[str, float], top: int, epochs: int) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import torch
 
 import affinage
 from affinage import frozen, record, store
-from affinage.frozen import Augmented, Frozen, Views, computed_once
+from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
 from affinage.store import Store
 from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage
+from affinage.views import Augmented, Views
 
 from . import tiny
 from .zoo import FAMILIES

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from affinage import ranks, record
+from affinage import ranks, record, team
 from affinage.errors import AffinageError
 
 from . import tiny
@@ -124,7 +124,7 @@ def close(one: Path, other: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- in one process
 def test_alone_everything_is_as_given() -> None:
     rows = np.arange(5)
-    assert ranks.count() == 1 and ranks.first() and ranks.speaks()
+    assert ranks.count() == 1 and ranks.first() and team.speaks()
     assert ranks.own(rows).tolist() == rows.tolist()
     assert ranks.total(1.5, 2.0) == [1.5, 2.0] and ranks.gathered("x") == ["x"] and ranks.shared({"a": 1}) == {"a": 1}
     assert ranks.alone(lambda: 3) == 3
@@ -132,8 +132,8 @@ def test_alone_everything_is_as_given() -> None:
 
 def test_one_process_imports_nothing_of_torch_distributed() -> None:
     code = (
-        "from affinage import ranks\nfrom pathlib import Path\nimport sys\n"
-        "with ranks.joined(Path('x')): pass\nassert not [m for m in sys.modules if m.startswith('torch')]"
+        "from affinage import team\nfrom pathlib import Path\nimport sys\n"
+        "with team.joined(Path('x')): pass\nassert not [m for m in sys.modules if m.startswith('torch')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment())
 
@@ -150,19 +150,19 @@ def test_each_row_is_one_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("values", [("x", "2"), ("2", "2"), ("0", "two")])
 def test_a_launchers_slip_is_told(values: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in zip(ranks.NAMES, (*values, "127.0.0.1", "1"), strict=True):
+    for name, value in zip(team.NAMES, (*values, "127.0.0.1", "1"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(AffinageError, match="as torchrun sets"):
-        ranks.launched()
-    ranks.tell("told all the same")
-    ranks.leave(2)  # does not end this process
+        team.launched()
+    team.tell("told all the same")
+    team.leave(2)  # does not end this process
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "nan", "-3"])
 def test_patience_is_a_number_of_seconds(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AFFINAGE_RANK_SECONDS", text)
     with pytest.raises(AffinageError, match=f"AFFINAGE_RANK_SECONDS is '{text}'"):
-        ranks.patience()
+        team.patience()
 
 
 def test_the_pages_examples_are_valid(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_better_second_stage_is_kept(bert: Path, tmp_path: Path) -> None:
 
 def test_the_hand_over_changes_no_prediction_and_a_worse_stage_undoes_it(bert: Path, texts: Path, tmp_path: Path) -> None:
     from affinage.net import Net
-    from affinage.run import _temper
+    from affinage.stages import _temper
 
     model = T.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).eval()
     batch = {"input_ids": torch.randint(5, 20, (8, 6)), "attention_mask": torch.ones(8, 6, dtype=torch.long)}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from affinage import run, spool
+from affinage import run, spool, stages
 from affinage.data import read
 from affinage.inputs import HELD_MOST
 from affinage.labels import few, holdout, spread
@@ -86,7 +86,7 @@ def test_from_the_disk_as_from_memory(
     settings = {"model": model, "data": data, "epochs": 2, "batch_size": 8, "quiet": True, "augment": "none"}
     run.fit(**settings, out=tmp_path / "memory")
     monkeypatch.setenv("AFFINAGE_MEMORY_GB", BEYOND["AFFINAGE_MEMORY_GB"])
-    monkeypatch.setattr(run, "_held_features", lambda linear: 10**6)
+    monkeypatch.setattr(stages, "_held_features", lambda linear: 10**6)
     looked: list[int] = []
     monkeypatch.setattr(Cells, "__iter__", lambda self, real=Cells.__iter__: looked.append(len(self)) or real(self))
     run.fit(**settings, out=tmp_path / "disk")
