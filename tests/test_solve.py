@@ -7,7 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from affinage.solve import PENALTIES, folds, log_softmax, logistic, objective, row_weights, solve, standardise
+from affinage.solve import PENALTIES, binary_objective, folds, log_softmax, logistic, objective, row_weights, solve, standardise
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,22 @@ def test_balanced_is_scikit_learns(digits: tuple[np.ndarray, np.ndarray]) -> Non
     ours, _, _ = logistic(z, y, w, 3, 0.1)
     theirs = LogisticRegression(C=1 / (len(y) * 0.1), class_weight="balanced", tol=1e-8, max_iter=10_000).fit(z, y)
     assert np.abs(ours[:, :-1] - theirs.coef_).max() < 1e-3
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+def test_two_classes_are_solved_by_half_the_table(balanced: bool, bias: bool, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    """The same value and slope as the whole table's there, and no slope of the whole table at the optimum."""
+    x, y = digits
+    x, y = x[y < 2].astype(np.float64), y[y < 2]
+    w, sign = row_weights(y, 2, balanced), np.where(y == 1, 1.0, -1.0)
+    row = np.random.default_rng(0).normal(size=x.shape[1] + 1) / 50
+    value, slope = binary_objective(row, x, sign, w, 0.2, bias)
+    whole, gradient = objective(np.stack([-row, row]).ravel(), x, y, w, 0.2, bias)
+    below, above = gradient.reshape(2, -1)
+    assert value == pytest.approx(whole) and np.allclose(slope, above - below)
+    table, _, _ = logistic(x / 16, y, w, 2, 0.2, bias=bias)
+    assert np.abs(objective(table.ravel(), x / 16, y, w, 0.2, bias)[1]).max() < 2e-6
 
 
 def test_gradient_by_finite_differences() -> None:
