@@ -19,6 +19,7 @@ from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, out_of_memory
 from affinage.net import Net
+from affinage.product import laid_out
 from affinage.record import Record, Records
 from affinage.shards import Shards
 from affinage.types import Batch, Rows, Stage, Task
@@ -107,6 +108,7 @@ class Fitting:
         if compiled:  # once for all shapes: with one compilation a length it would never pay
             self.forward = torch.compile(self.forward, dynamic=True)
         self.where = device()
+        self.plain = compiled or sharded  # the layers as they are: torch compiles them, or takes them apart
         self.weights = weights.to(self.where) if weights is not None else None
         self.table = rates.resolve(net, stage.rates)
         rates.freeze(net, self.table)
@@ -229,7 +231,8 @@ class Fitting:
         while True:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
-                return self._in_pieces(batch)
+                with laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where):
+                    return self._in_pieces(batch)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or self.shards:  # the other ranks wait in the middle of this very pass
                     raise

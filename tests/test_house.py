@@ -44,6 +44,7 @@ FLOORS: dict[int, set[str]] = {
         "plans",
         "pooling",
         "pretrained",
+        "product",
         "progress",
         "ranks",
         "rates",

@@ -1,0 +1,59 @@
+"""The matrix products of training in bf16 on a CPU: autocast's, with gradients laid out as the weights are.
+
+Autocast multiplies by the transposed weight, so that the weight's gradient comes out transposed, in bf16; turning it into the
+layout and the type of the master weight walks memory column by column, and is a fifth of a step over short rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+HALF = torch.bfloat16
+
+
+class Product(torch.autograd.Function):
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O) in bf16; gradients of the types that came in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        x_half, weight_half = x.to(HALF), weight.to(HALF)
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_half if needs_weight else None, weight_half if needs_x else None)
+        ctx.types = x.dtype, weight.dtype
+        return linear(x_half, weight_half, bias.to(HALF) if bias is not None else None)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:  # type: ignore[override]
+        x_half, weight_half = ctx.saved_tensors
+        x_type, weight_type = ctx.types
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        to_x = (flat @ weight_half).to(x_type).view(*gradient.shape[:-1], -1) if weight_half is not None else None
+        to_weight = (flat.t() @ x_half.reshape(-1, x_half.shape[-1])).to(weight_type) if x_half is not None else None
+        to_bias = flat.sum(0, dtype=torch.float32).to(weight_type) if ctx.needs_input_grad[2] else None
+        return to_x, to_weight, to_bias
+
+
+def _forward(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: Product.apply(x, layer.weight, layer.bias)
+
+
+@contextmanager
+def laid_out(model: nn.Module, precision: str, where: torch.device) -> Iterator[None]:
+    """While it lasts, plain linear layers of a model that trains in bf16 on a CPU go through `Product`."""
+    if precision != "bf16" or where.type != "cpu":
+        yield
+        return
+    changed = [layer for layer in model.modules() if type(layer) is nn.Linear and "forward" not in layer.__dict__]
+    for layer in changed:
+        layer.forward = _forward(layer)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        for layer in changed:
+            del layer.forward
