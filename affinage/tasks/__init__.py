@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Iterator
 
 from affinage.errors import AffinageError, choose
-from affinage.types import Task
+from affinage.types import Labels, Task
 
 
 def every() -> Iterator[Task]:
@@ -16,25 +16,31 @@ def every() -> Iterator[Task]:
         yield importlib.import_module(f"{__name__}.{module.name}").task
 
 
-def find(name: str | None, kind: str) -> Task:
-    """The task of that name (a pipeline tag), or the one that reads this kind of data.
+def find(name: str | None, kind: str, labels: Labels = "class") -> Task:
+    """The task of that name (a pipeline tag), or the one that reads this kind of data with these labels.
 
     Raises:
         AffinageError: no such task, or one that reads another kind of data.
     """
     tasks = {task.name: task for task in every()}
     if name is None:
-        return next(task for task in tasks.values() if task.kind == kind)
+        found = next((task for task in tasks.values() if (task.kind, task.labels) == (kind, labels)), None)
+        if found is None:
+            raise AffinageError(f"no task learns from {kind} data with a {labels} a row: name one of {', '.join(tasks)}")
+        return found
     task = tasks[choose("task", name, tasks)]
     if task.kind != kind:
         fitting = ", ".join(t.name for t in tasks.values() if t.kind == kind)
         raise AffinageError(f"task {name} reads {task.kind} data, but this is {kind} data: use --task {fitting}")
+    if task.labels != labels:
+        raise AffinageError(f"task {name} learns from a {task.labels} a row, but this data has a {labels}: use another --task")
     return task
 
 
-def kind(name: str | None) -> str | None:
-    """The kind of data that the task reads; None where no task was named and the data tells."""
+def wanted(name: str | None) -> tuple[str | None, Labels | None]:
+    """(the kind of data that the task reads, what labels); None where no task was named and the data tells."""
     if name is None:
-        return None
+        return None, None
     tasks = {task.name: task for task in every()}
-    return tasks[choose("task", name, tasks)].kind
+    task = tasks[choose("task", name, tasks)]
+    return task.kind, task.labels
