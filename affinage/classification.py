@@ -11,7 +11,7 @@ import numpy as np
 from affinage import labels
 from affinage.errors import AffinageError
 from affinage.measure.classification import scores
-from affinage.types import Answers, Batch, Data, Split, Task
+from affinage.types import Answers, Batch, Data, Rows, Split, Task
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +76,7 @@ class Classification(Task, Protocol):
         model.config.label2id = {name: i for i, name in enumerate(names)}
         return model
 
-    def aims(self, targets: Sequence[Any], processor: Any, model: Any) -> ClassAims:
+    def aims(self, targets: Sequence[Any], rows: Rows, processor: Any, model: Any) -> ClassAims:
         return ClassAims(np.ascontiguousarray(targets))
 
     def loss(self, outputs: Any, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float) -> torch.Tensor:
@@ -85,7 +85,9 @@ class Classification(Task, Protocol):
 
         return cross_entropy(outputs.logits.float(), targets, weight=weights, label_smoothing=smoothing)
 
-    def answer(self, forward: Callable[..., Any], batch: Batch, processor: Any, targets: Any = None) -> np.ndarray:
+    def answer(
+        self, forward: Callable[..., Any], batch: Batch, lengths: np.ndarray, processor: Any, targets: Any = None
+    ) -> np.ndarray:
         """(B, C) logits, float32."""
         return forward(**batch).logits.float().cpu().numpy()
 

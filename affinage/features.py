@@ -158,7 +158,9 @@ def answered(
     def look(batch: np.ndarray) -> None:
         nonlocal array
         inputs = {k: v.to(device()) for k, v in rows.batch(batch).items()}
-        found = task.answer(model, inputs, processor, placed(aims.batch(batch)) if aims is not None else None)
+        found = task.answer(
+            model, inputs, rows.lengths[batch], processor, placed(aims.batch(batch)) if aims is not None else None
+        )
         if isinstance(found, np.ndarray):
             if array is None:
                 array = np.empty((len(rows), *found.shape[1:]), found.dtype)

@@ -72,7 +72,7 @@ def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
         test=settings.test,
         kind=kind,
     )
-    task = tasks.find(settings.task, data.kind, data.labels)
+    task = tasks.find(settings.task, data.kind, data.labels, settings.model_dump())
     findings = check(data)
     errors = [f for f in findings if f.severity == "error"]
     if errors:

@@ -199,5 +199,5 @@ def _encode(inputs: Inputs, bar: Bar) -> Cost:
         inputs.rows[name] = inputs.task.encode(
             split.inputs, inputs.processor, inputs.model, max_length=inputs.settings.max_length
         )
-        inputs.aims[name] = inputs.task.aims(split.targets, inputs.processor, inputs.model)
+        inputs.aims[name] = inputs.task.aims(split.targets, inputs.rows[name], inputs.processor, inputs.model)
     return clock.cost()

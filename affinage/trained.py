@@ -45,7 +45,7 @@ class Run:
     @property
     def task(self) -> Task:
         _, labels = tasks.wanted(self.record["task"])
-        return tasks.find(self.record["task"], self.record["data"]["kind"], labels or "class")
+        return tasks.find(self.record["task"], self.record["data"]["kind"], labels or "class", self.record["settings"])
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:

@@ -200,6 +200,7 @@ Answers = Any  # what a pass says of N rows: an array (N, ...), or a list of N t
 class Task(Protocol):
     """Rows -> batches, outputs -> loss, outputs -> answers -> scores, for one kind of problem. One file in `tasks/`.
 
+    A field of a task that is a setting as well (`vocabulary`) takes that setting's value; no other task can be given it.
     What has a body here is what most tasks do; `classification.Classification` has more of it.
     """
 
@@ -265,8 +266,8 @@ class Task(Protocol):
         """Every row encoded once; `max_length` in tokens, where the input has tokens."""
         ...
 
-    def aims(self, targets: Sequence[Any], processor: Any, model: Any) -> Aims:
-        """The targets (as `number` leaves them) as the loss takes them, encoded once."""
+    def aims(self, targets: Sequence[Any], rows: Rows, processor: Any, model: Any) -> Aims:
+        """The targets (as `number` leaves them) of these encoded rows as the loss takes them, encoded once."""
         ...
 
     def teach(self, batch: Batch, targets: Any, augment: str) -> tuple[Batch, Any]:
@@ -279,10 +280,13 @@ class Task(Protocol):
         ...
 
     # ------------------------------------------------------------------------------------------------------- answers
-    def answer(self, forward: Callable[..., Any], batch: Batch, processor: Any, targets: Any = None) -> Answers:
+    def answer(
+        self, forward: Callable[..., Any], batch: Batch, lengths: np.ndarray, processor: Any, targets: Any = None
+    ) -> Answers:
         """What the network says of the B rows of a batch, decoded so that it is small: (B, ...) or a list of B.
 
-        `forward(**batch)` is the model's output. `targets`: the batch's, where they are known and a loss is told beside.
+        `forward(**batch)` is the model's output, `lengths` (B,) are those of the rows. `targets`: the batch's, where they are
+        known and a loss is told beside.
         """
         ...
 

@@ -89,7 +89,7 @@ class Bench:
             stage,
             inputs.task,
             inputs.rows["train"],
-            inputs.task.aims(self.y, inputs.processor, inputs.model),
+            inputs.task.aims(self.y, inputs.rows["train"], inputs.processor, inputs.model),
             seed=self.seed,
             precision=inputs.precision,
             weights=None,

@@ -51,7 +51,7 @@ def test_from_inputs_to_scores(task: Task, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, processor = task.load(folder, names, fresh=False, revision=None)
     rows = task.encode(train.inputs, processor, model)
-    aims = task.aims(train.targets, processor, model)
+    aims = task.aims(train.targets, rows, processor, model)
     assert isinstance(rows, Rows) and len(rows) == len(rows.lengths) == 7
     assert isinstance(aims, Aims) and len(aims) == 7 and (aims.counts is None or aims.counts.shape == (7,))
 
@@ -95,7 +95,8 @@ def test_pieces_of_a_batch_count_what_they_hold(task: Task, tmp_path: Path) -> N
     train = data.train.take(np.arange(6))
     torch.manual_seed(0)
     model, processor = task.load(folder, names, fresh=False, revision=None)
-    rows, aims = task.encode(train.inputs, processor, model), task.aims(train.targets, processor, model)
+    rows = task.encode(train.inputs, processor, model)
+    aims = task.aims(train.targets, rows, processor, model)
     model.eval()
 
     def loss(chosen: np.ndarray) -> float:
