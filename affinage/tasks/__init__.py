@@ -44,8 +44,8 @@ def find(name: str | None, kind: str, labels: Labels = "class", options: Mapping
 
 
 def _with(task: Task, options: Mapping[str, Any]) -> Task:
-    own = {field.name for field in dataclasses.fields(task)}  # type: ignore[arg-type]
-    return dataclasses.replace(task, **{k: v for k, v in options.items() if k in own})  # type: ignore[type-var]
+    own = {field.name for field in dataclasses.fields(task)} & options.keys()  # type: ignore[arg-type]
+    return dataclasses.replace(task, **{name: options[name] for name in own}) if own else task  # type: ignore[type-var]
 
 
 def wanted(name: str | None) -> tuple[str | None, Labels | None]:
