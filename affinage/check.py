@@ -63,7 +63,8 @@ def check(data: Data) -> list[Finding]:
             found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
     found += _across(data, seen)
     found += _within(data, seen)
-    found += _labels(data)
+    if data.labels == "class":
+        found += _labels(data)
     if lengthy:
         message = f"{len(lengthy)} texts have over {LONG:,} characters; what a model cannot hold is cut"
         found.append(Finding("long-text", "warning", message, tuple(lengthy)))
@@ -208,7 +209,7 @@ def _across(data: Data, seen: dict[str, _Seen]) -> list[Finding]:
         if pairs:
             message = f"{len({j for _, j in pairs})} of {len(others)} rows of {two} stand in {one} as well"
             found.append(Finding(DUPLICATE, "leak", message, tuple((one, ids[i], two, others[j]) for i, j in pairs)))
-        near = _same(seen[one].near, seen[two].near) if data.kind == "text" else _close(seen[one], seen[two])
+        near = _close(seen[one], seen[two]) if data.kind == "image" else _same(seen[one].near, seen[two].near)
         here, there = seen[one].exact, seen[two].exact  # what is equal was told above, what is unreadable is like nothing
         told = np.isin(there[[j for _, j in near]], here)
         near = [(i, j) for (i, j), was in zip(near, told.tolist(), strict=True) if here[i] and there[j] and not was]

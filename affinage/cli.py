@@ -363,7 +363,7 @@ def _anatomy(model: str, revision: str | None) -> None:
     import numpy as np
 
     from affinage import headed, tasks
-    from affinage.net import Net
+    from affinage.inputs import net_of
 
     errors: list[AffinageError] = []
     for task in tasks.every():
@@ -372,13 +372,8 @@ def _anatomy(model: str, revision: str | None) -> None:
         except AffinageError as error:
             errors.append(error)
             continue
-        example: Any = "a"
-        if task.kind == "image":
-            from PIL import Image
-
-            example = Image.new("RGB", (64, 64))
-        rows = task.encode([example], processor, network)
-        net = Net.of(network, rows.batch(np.arange(1)))
+        rows = task.encode([task.example()], processor, network)
+        net = net_of(task, network, rows.batch(np.arange(1)))
         typer.echo(f"{model}: {headed.architecture(network)}, {task.name}")
         for row in net.anatomy():
             typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")

@@ -9,7 +9,7 @@ several backbones and encoder outputs need no code of their own.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,15 +114,16 @@ class Cut:
     """A network cut before block k. `share`: how much of the arithmetic of a forward pass lies below, from 0 to 1."""
 
     def __init__(self, net: Net, k: int, rows: Rows, precision: str = "fp32") -> None:
-        """Look at the network through a few rows; leaves it in eval mode, draws no random number.
+        """Look at the network through a few rows; leaves it in eval mode, draws no random number. `k` = L: before the head.
 
         Raises:
             Uncuttable: it has no blocks, or goes on otherwise from what is kept than from the rows themselves.
         """
         if not net.blocks:
             raise Uncuttable(net.why)
-        self.model, self.k, self.block = net.model, k, net.model.get_submodule(net.blocks[k])
-        self.address = f"blocks.{k}"
+        self.model, self.k, self.block = net.model, k, net.model.get_submodule(begins(net, k))
+        self.address, self.seen = address(net, k), net.seen
+        self.mask: Callable[[Batch], torch.Tensor | None] = getattr(rows, "mask", _mask)
         self.names = {module: name for name, module in net.model.named_modules()}
         self.where = next(net.model.parameters()).device
         self.model.eval()
@@ -201,7 +202,7 @@ class Cut:
             if not spec == spec2 == spec3:
                 raise Uncuttable(f"the structure of what {self.names[module]} leaves changes from batch to batch")
             laid = [
-                Layout.of(a, b, c, (3, 2), _tokens(three)) if isinstance(a, torch.Tensor) else a
+                Layout.of(a, b, c, (3, 2), self._tokens(three)) if isinstance(a, torch.Tensor) else a
                 for a, b, c in zip(leaves, leaves2, leaves3, strict=True)
             ]
             turn = sum(call.module is module for call in found)
@@ -229,14 +230,14 @@ class Cut:
             if isinstance(leaf, torch.Tensor)
         }
 
-        want = self._forward(batch, _copied(values)).logits
+        want = self.seen(self._forward(batch, _copied(values)))
         needed: dict[int, list[int]] = defaultdict(list)
         for place, value in values.items():
             try:
-                got = self._forward(batch, {**_copied(values), place: _spoiled(value)}).logits
+                got = self.seen(self._forward(batch, {**_copied(values), place: _spoiled(value)}))
             except Exception:  # an index out of range, a check of the model's own
-                got = None
-            if got is None or not torch.equal(got, want):
+                got = []
+            if len(got) != len(want) or not all(map(torch.equal, got, want)):
                 needed[place[0]].append(place[1])
         kept: list[tuple[int, int]] = []
         for i, places in needed.items():
@@ -268,29 +269,35 @@ class Cut:
         joined = [torch.cat(units) for units in zip(alone, self.packed(other), strict=True)]
         parted = [units[: len(mine)] for units, mine in zip(self.packed(both), alone, strict=True)]
         for batch, units in ((both, joined), (one, parted)):
-            want, got = self.model(**batch).logits, self._forward(batch, self._unpacked(batch, units)).logits
-            mask = batch.get("attention_mask")
-            if mask is not None and want.shape[:2] == mask.shape and want.dim() == 3:  # logits a token: padding has no meaning
-                want, got = want[mask.bool()], got[mask.bool()]
-            if got.shape != want.shape or not (got - want).abs().max() <= CLOSE * want.abs().max() + 1e-7:
-                raise Uncuttable("what it gives for a row depends on the rows beside it, or on their padding")
+            wanted, found = self.seen(self.model(**batch)), self.seen(self._forward(batch, self._unpacked(batch, units)))
+            mask = self.mask(batch)
+            for want, got in zip(wanted, found, strict=True):
+                if mask is not None and want.shape[:2] == mask.shape and want.dim() == 3:  # a token: padding has no meaning
+                    want, got = want[mask.bool()], got[mask.bool()]
+                if got.shape != want.shape or not (got - want).abs().max() <= CLOSE * want.abs().max() + 1e-7:
+                    raise Uncuttable("what it gives for a row depends on the rows beside it, or on their padding")
 
     def packed(self, batch: Batch) -> list[torch.Tensor]:
         """What was captured of a batch, as units: see `Layout.pack`."""
-        mask = batch.get("attention_mask")
+        mask = self.mask(batch)
         return [layout.pack(v, mask) for v, layout in zip(self.capture(batch), self.layouts(), strict=True)]
 
     def _unpacked(self, batch: Batch, units: list[torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
-        mask, size = batch.get("attention_mask"), _size(batch)
+        mask, size, tokens = self.mask(batch), _size(batch), self._tokens(batch)
         return {
-            place: layout.unpack(u, mask, size, _tokens(batch))
-            for place, layout, u in zip(self.kept, self.layouts(), units, strict=True)
+            place: layout.unpack(u, mask, size, tokens) for place, layout, u in zip(self.kept, self.layouts(), units, strict=True)
         }
 
     # -------------------------------------------------------------------------------------------------------------- stubs
     def _forward(self, batch: Batch, values: Mapping[tuple[int, int], torch.Tensor]) -> Any:
-        with self._stubs(values, _size(batch), _tokens(batch)):
+        with self._stubs(values, _size(batch), self._tokens(batch)):
             return self.model(**batch)
+
+    def _tokens(self, batch: Batch) -> int:
+        """The length of the longest row in tokens; 0 where the input has none."""
+        mask = self.mask(batch)
+        first = mask if mask is not None else batch.get("input_ids")
+        return first.shape[1] if first is not None else 0
 
     @contextmanager
     def _stubs(self, values: Mapping[tuple[int, int], torch.Tensor], rows: int, tokens: int) -> Iterator[None]:
@@ -358,16 +365,29 @@ class Resumed(nn.Module):
         return self.cut._forward(inputs, self.cut._unpacked(inputs, units))
 
 
-def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
-    """The number of the lowest block that the rates teach, or of the last one where the head learns alone.
+def begins(net: Net, k: int) -> str:
+    """The module before which a cut at `k` lies: block k, or for k = L the layer of the head that gives the logits."""
+    return net.blocks[k] if k < len(net.blocks) else str(net.head_name)
 
-    Nothing that is read before that block learns. None where something below block 0 learns, or there are no blocks. `table` as
+
+def address(net: Net, k: int) -> str:
+    """That place as users write it: "blocks.3", "head"."""
+    return f"blocks.{k}" if k < len(net.blocks) else "head"
+
+
+def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
+    """The number of the lowest block that the rates teach; where the head learns alone the number of blocks L if it is one layer,
+    else that of the last block.
+
+    Nothing that is read before that place learns. None where something below block 0 learns, or there are no blocks. `table` as
     from `rates.resolve`.
     """
     learning = {net.parameters[name] for name, rate in table.items() if rate is not None}
     if not net.blocks or "stem" in learning:
         return None
-    return min((int(a.removeprefix("blocks.")) for a in learning if a != "head"), default=len(net.blocks) - 1)
+    head = {name.rpartition(".")[0] for name, place in net.parameters.items() if place == "head"}
+    last = len(net.blocks) - (head != {net.head_name})
+    return min((int(a.removeprefix("blocks.")) for a in learning if a != "head"), default=last)
 
 
 def frozen_parameters(net: Net, k: int) -> list[str]:
@@ -393,10 +413,9 @@ def _size(batch: Batch) -> int:
     return len(next(iter(batch.values())))
 
 
-def _tokens(batch: Batch) -> int:
-    """The length of the longest row in tokens; 0 where the input has none."""
-    first = batch.get("attention_mask", batch.get("input_ids"))
-    return first.shape[1] if first is not None else 0
+def _mask(batch: Batch) -> torch.Tensor | None:
+    """(B, T) of the tokens that are no padding, where tokens go in."""
+    return batch.get("attention_mask")
 
 
 def _copied(values: Mapping[tuple[int, int], torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:

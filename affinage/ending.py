@@ -15,15 +15,13 @@ from safetensors import SafetensorError
 from affinage import pooling, ranks
 from affinage.errors import AffinageError
 from affinage.facts import Clock, now, write_json
-from affinage.features import device, passed
+from affinage.features import answered, device, passed
 from affinage.inputs import Inputs
 from affinage.progress import Bar
 from affinage.report import card, page
 from affinage.story import Story, sample_of
 from affinage.trained import Run, load
-from affinage.types import Cost, Split
-
-PART = 1024  # rows of predictions that are written at a time
+from affinage.types import Answers, Cost, Split
 
 
 def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
@@ -53,16 +51,17 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
     native.to(device())
     clock_test = Clock()
     scores: dict[str, dict[str, Any]] = {"validation": {}, "test": {}}
-    measured: list[tuple[str, Split, np.ndarray]] = []
+    measured: list[tuple[str, Split, Answers]] = []
     for name in ("validation", "test"):
         split: Split | None = getattr(inputs.data, name)
         if split is None:
             continue
         bar.start(f"measuring on {name}", len(split))
-        _, logits = passed(native, inputs.rows[name], "fp32", progress=lambda n: bar.advance(n, ""))
-        scores[name] = inputs.task.score(logits, np.asarray(split.targets))
+        task, aims = inputs.task, inputs.aims[name]
+        answers = answered(task, native, inputs.rows[name], inputs.processor, "fp32", aims, lambda n: bar.advance(n, ""))
+        scores[name] = task.score(answers, split.targets)
         if ranks.first():
-            measured.append((name, split, logits))
+            measured.append((name, split, answers))
 
     def leave() -> dict[str, Any]:
         if measured:
@@ -103,54 +102,17 @@ def explain(out: Path) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-def _write_predictions(path: Path, measured: Sequence[tuple[str, Split, np.ndarray]], inputs: Inputs) -> None:
-    """predictions.parquet: the rows of each split with its logits (N, C), some thousands at a time."""
+def _write_predictions(path: Path, measured: Sequence[tuple[str, Split, Answers]], inputs: Inputs) -> None:
+    """predictions.parquet: for each row of each split its id and what the task writes of it, some rows at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    image, classes = inputs.task.kind == "image", inputs.classes
-    kinds: dict[str, Any] = {
-        "split": pa.string(),
-        "id": pa.string(),
-        "text": pa.string(),
-        "thumbnail": pa.binary(),
-        "label": pa.string(),
-        "prediction": pa.string(),
-        "confidence": pa.float64(),
-        "probabilities": pa.list_(pa.float32()),
-    }
-    with pq.ParquetWriter(path, pa.schema(kinds)) as file:
-        for name, split, logits in measured:
-            shifted = np.exp(logits - logits.max(1, keepdims=True))
-            probabilities = shifted / shifted.sum(1, keepdims=True)
-            predicted = probabilities.argmax(1)
-            confidence = probabilities[np.arange(len(predicted)), predicted]
-            targets = np.asarray(split.targets)
-            wrong = np.flatnonzero(predicted != targets)
-            shown = set(wrong[np.argsort(-confidence[wrong])][:24].tolist()) if image else set()
-            for start in range(0, len(split), PART):
-                part = range(start, min(start + PART, len(split)))
-                here = slice(part.start, part.stop)
-                columns = {
-                    "split": [name] * len(part),
-                    "id": list(split.ids[here]),
-                    "text": [None] * len(part) if image else [str(text) for text in split.inputs[here]],
-                    "thumbnail": [_thumbnail(split.inputs[i]) if i in shown else None for i in part],
-                    "label": [classes[t] if t >= 0 else None for t in targets[here]],
-                    "prediction": [classes[p] for p in predicted[here]],
-                    "confidence": confidence[here].astype(np.float64),
-                    "probabilities": list(probabilities[here].astype(np.float32)),
-                }
-                file.write_table(pa.table(columns, schema=file.schema))
-
-
-def _thumbnail(picture: Any) -> bytes:
-    import io
-
-    from affinage.tasks.image_classification import opened
-
-    image = opened(picture)
-    image.thumbnail((128, 128))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    schema = pa.schema([pa.field("split", pa.string()), pa.field("id", pa.string()), *inputs.task.schema()])
+    with pq.ParquetWriter(path, schema) as file:
+        for name, split, answers in measured:
+            start = 0
+            for columns in inputs.task.table(answers, split, inputs.names):
+                count = len(next(iter(columns.values())))
+                told = {"split": [name] * count, "id": list(split.ids[start : start + count])}
+                file.write_table(pa.table(told | columns, schema=schema))
+                start += count

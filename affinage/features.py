@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from affinage import ranks
 from affinage.batches import by_tokens
-from affinage.types import Rows
+from affinage.types import Aims, Answers, Rows, Task
 
 TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
 PICTURES = 64  # pictures a batch
@@ -102,53 +103,120 @@ def passed(
     Of several ranks each passes every n-th batch, and all of them get all rows.
 
     Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and
-    one is picked afterwards (decoders), the features are those of the token that was picked.
+    one is picked afterwards (decoders), the features are those of the token that was picked; where none is, their mean over
+    the tokens, padding too: to be compared with such a mean and no more. The logits are then empty, (N, 0).
     """
-    keep_freed_memory()
-    model.eval()
-    lengths = rows.lengths
-    batches = by_tokens(lengths, TOKENS if lengths.max(initial=1) > 1 else PICTURES)
-    batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
-    mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
-    batches = batches or spare  # a rank with nothing to do looks at one for its shapes
     features: np.ndarray | None = None
     logits: np.ndarray | None = None
     caught: list[torch.Tensor] = []
     hook = linear.register_forward_pre_hook(lambda _, args: caught.append(args[0])) if linear is not None else None
-    where = device()
+
+    def look(batch: np.ndarray) -> None:
+        nonlocal features, logits
+        caught.clear()
+        out = model(**{k: v.to(device()) for k, v in rows.batch(batch).items()}).logits.float()
+        if logits is None:
+            logits = np.empty((len(rows), out.shape[-1] if out.dim() == 2 else 0), np.float32)
+        if out.dim() == 2:
+            logits[batch] = out.cpu().numpy()
+        if linear is not None:
+            found = caught[-1].float()
+            found = _picked(found, linear, out) if out.dim() == 2 else found.flatten(1, -2).mean(1)
+            if features is None:
+                features = np.empty((len(rows), found.shape[-1]), np.float32)
+            features[batch] = found.cpu().numpy()
+
     try:
-        with packed(model, precision, but=linear), autocast(precision):
-            batches.reverse()
-            while batches:
-                batch = batches.pop()
-                caught.clear()
-                try:
-                    out = model(**{k: v.to(where) for k, v in rows.batch(batch).items()}).logits
-                except (RuntimeError, MemoryError) as error:
-                    if not out_of_memory(error) or len(batch) == 1:
-                        raise
-                    batches += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
-                    continue
-                out = out.float()
-                if logits is None:
-                    logits = np.empty((len(rows), out.shape[-1]), np.float32)
-                logits[batch] = out.cpu().numpy()
-                if linear is not None:
-                    found = _picked(caught[-1].float(), linear, out)
-                    if features is None:
-                        features = np.empty((len(rows), found.shape[-1]), np.float32)
-                    features[batch] = found.cpu().numpy()
-                if progress:
-                    progress(len(batch) * ranks.count())
+        mine = _each(model, rows, precision, look, linear, progress)
     finally:
         if hook is not None:
             hook.remove()
-    if logits is None:
-        raise ValueError("no rows to pass through the network")
+    assert logits is not None, "_each() looks at a batch at least"
     for made in (logits, features):
         if made is not None:
             ranks.fill(made, mine)
     return features, logits
+
+
+@torch.inference_mode()
+def answered(
+    task: Task,
+    model: nn.Module,
+    rows: Rows,
+    processor: Any,
+    precision: str,
+    aims: Aims | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Answers:
+    """What the task reads from a pass over every row, batch by batch: an array (N, ...), or a list of N.
+
+    Of several ranks each passes every n-th batch, and all of them get all rows.
+    """
+    array: np.ndarray | None = None
+    told: dict[int, Any] = {}
+
+    def look(batch: np.ndarray) -> None:
+        nonlocal array
+        inputs = {k: v.to(device()) for k, v in rows.batch(batch).items()}
+        found = task.answer(
+            model, inputs, rows.lengths[batch], processor, placed(aims.batch(batch)) if aims is not None else None
+        )
+        if isinstance(found, np.ndarray):
+            if array is None:
+                array = np.empty((len(rows), *found.shape[1:]), found.dtype)
+            array[batch] = found
+        else:
+            told.update(zip(batch.tolist(), found, strict=True))
+
+    mine = _each(model, rows, precision, look, None, progress)
+    if array is not None:
+        ranks.fill(array, mine)
+        return array
+    own = set(mine.tolist())
+    every = dict(pair for part in ranks.gathered([(i, one) for i, one in told.items() if i in own]) for pair in part)
+    return [every[i] for i in range(len(rows))]
+
+
+def placed(nest: Any) -> Any:
+    """The tensors in nested lists, tuples and dicts on the network's device."""
+    from torch.utils._pytree import tree_map_only
+
+    where = device()
+    return tree_map_only(torch.Tensor, lambda tensor: tensor.to(where), nest)
+
+
+def _each(
+    model: nn.Module,
+    rows: Rows,
+    precision: str,
+    look: Callable[[np.ndarray], None],
+    but: nn.Linear | None,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
+    """`look(rows)` at one batch after the other, halved where memory does not suffice; the numbers of this rank's rows."""
+    keep_freed_memory()
+    model.eval()
+    lengths = rows.lengths
+    if not len(lengths):
+        raise ValueError("no rows to pass through the network")
+    batches = by_tokens(lengths, TOKENS if lengths.max(initial=1) > 1 else PICTURES)
+    batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
+    mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
+    batches = batches or spare  # a rank with nothing to do looks at one for its shapes
+    with packed(model, precision, but=but), autocast(precision):
+        batches.reverse()
+        while batches:
+            batch = batches.pop()
+            try:
+                look(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or len(batch) == 1:
+                    raise
+                batches += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                continue
+            if progress:
+                progress(len(batch) * ranks.count())
+    return mine
 
 
 def _picked(found: torch.Tensor, linear: nn.Linear, logits: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 
 from affinage import ranks, rates
-from affinage.augment import augmented
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
-from affinage.features import autocast, device, out_of_memory
+from affinage.features import autocast, device, out_of_memory, placed
 from affinage.net import Net
 from affinage.product import laid_out
 from affinage.record import Record, Records
 from affinage.shards import Shards
-from affinage.types import Batch, Rows, Stage, Task
+from affinage.types import Aims, Batch, Rows, Stage, Task
 from affinage.views import Views
 
 
@@ -37,6 +36,7 @@ class Progress:
     rows: int = 0
     best: list[float] = field(default_factory=list)  # [metric, -log loss] of the best epoch so far
     best_epoch: int = -1
+    least_loss: float | None = None  # mean training loss of the best epoch, where nothing else tells
     bad_epochs: int = 0
     least_pieces: int = 1  # of an update; doubled each time that memory did not suffice
     seconds: float = 0.0
@@ -83,7 +83,7 @@ class Fitting:
         stage: Stage,
         task: Task,
         rows: Rows,
-        targets: np.ndarray,
+        aims: Aims,
         *,
         seed: int,
         precision: str,
@@ -92,17 +92,12 @@ class Fitting:
         compiled: bool = False,
         sharded: bool = False,
     ):
-        """`forward`: what gives the logits of a batch where that is not the whole network, but what is above a cut.
+        """`weights` (C,): of the classes, where `task` classifies. `forward`: what gives the output of a batch where that is not
+        the whole network, but what is above a cut.
 
         `sharded`: each of several ranks holds a part of what trains, until `join`.
         """
-        self.net, self.stage, self.task, self.rows, self.targets = (
-            net,
-            stage,
-            task,
-            rows,
-            torch.from_numpy(np.ascontiguousarray(targets)),
-        )
+        self.net, self.stage, self.task, self.rows, self.aims = net, stage, task, rows, aims
         self.seed, self.precision = seed, precision
         self.forward: Callable[..., Any] = forward if forward is not None else net.model
         if compiled:  # once for all shapes: with one compilation a length it would never pay
@@ -292,22 +287,21 @@ class Fitting:
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The mean loss over the given rows, with its graph."""
         inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(rows).items()}
-        if "pixel_values" in inputs:
-            pictures = augmented(inputs["pixel_values"], self.stage.augment)
-            # convolutions run 1.5 to 2 times faster
-            inputs["pixel_values"] = pictures.contiguous(memory_format=torch.channels_last)
+        inputs, targets = self.task.teach(inputs, placed(self.aims.batch(rows)), self.stage.augment)
+        if "pixel_values" in inputs:  # convolutions run 1.5 to 2 times faster
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         with autocast(self.precision):
-            logits = self.forward(**inputs).logits
-        return self.task.loss(
-            logits, self.targets[rows].to(self.where), weights=self.weights, smoothing=self.stage.label_smoothing
-        )
+            outputs = self.forward(**inputs)
+        return self.task.loss(outputs, targets, weights=self.weights, smoothing=self.stage.label_smoothing)
 
     def share_of(self, part: np.ndarray, whole: np.ndarray) -> float:
-        """What the mean loss over `part` counts in that over `whole`: by rows, or by the weights of their classes."""
-        if self.weights is None:
+        """What the mean loss over `part` counts in that over `whole`: by rows, their own counts, or their classes' weights."""
+        if self.weights is not None:
+            weights = self.weights.cpu()
+            return float(weights[self.aims.batch(part)].sum() / weights[self.aims.batch(whole)].sum())
+        if self.aims.counts is None:
             return len(part) / len(whole)
-        weights = self.weights.cpu()
-        return float(weights[self.targets[part]].sum() / weights[self.targets[whole]].sum())
+        return float(self.aims.counts[part].sum() / max(self.aims.counts[whole].sum(), 1e-9))
 
     @staticmethod
     def compiling_seconds() -> float:
@@ -366,12 +360,14 @@ class Fitting:
                     self.stage.name, progress.step, "train", "loss", progress.loss_sum / progress.rows, round(progress.seconds, 3)
                 )
             )
+            loss = progress.loss_sum / progress.rows
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
             apart = self.shards.mine if self.shards else {}
             ranks.same([t for n, t in self.learned().items() if n not in apart])  # other processors round otherwise
             raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
             candidate = self.candidate()
             self.put(candidate)
+            stalled = progress.bad_epochs
             with self.shards.together() if self.shards else nullcontext():
                 score = evaluate()
             self.put(raw)
@@ -381,6 +377,11 @@ class Fitting:
                 self.best = candidate
             else:
                 progress.bad_epochs += 1
+            if score is None and self.stage.tolerance:  # it goes on as long as it gets better at what it is taught
+                least = progress.least_loss
+                flat = least is not None and loss > least * (1 - self.stage.tolerance)
+                progress.bad_epochs = stalled + 1 if flat else 0
+                progress.least_loss = loss if least is None else min(loss, least)
             progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
             tick()
             records.flush()

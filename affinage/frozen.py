@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from affinage import __version__, ranks, rates, store
+from affinage import cut as cuts
 from affinage.batches import by_tokens
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
@@ -82,6 +83,7 @@ def computed_once(
     views: int = 0,
     seed: int = 0,
     before: Mapping[str, Any] | None = None,
+    ceiling: str | None = None,
     start: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int, str], None] = lambda rows, words: None,
 ) -> Frozen:
@@ -93,6 +95,7 @@ def computed_once(
         views: where the stage augments: so many augmented views of the training rows are computed once each; 0 for no cut there.
         seed: of the views.
         before: the facts of this stage where it goes on after a stop: it goes on as it began.
+        ceiling: the module above whose call no cut lies (`Task.ceiling`).
         start, advance: the progress bar's.
     """
     clock = Clock()
@@ -102,8 +105,8 @@ def computed_once(
             raise _Uncut("the cache is off")
         if before and before["why"]:
             raise _Uncut(before["why"], before["address"])
-        cut, k = _cut(net, stage, rows, precision, views)
-        address = f"blocks.{k}"
+        cut, k = _cut(net, stage, rows, precision, views, ceiling)
+        address = cut.address
         looks = [_Look(name, 0, split) for name, split in rows.items() if name != "train" or not views]
         looks += [_Look("train", v, Augmented(rows["train"], stage.augment, seed, v)) for v in range(1, views + 1)]
         columns, size = _columns(cut, looks, precision, budget, address)
@@ -145,7 +148,7 @@ def computed_once(
     return Frozen(ready, Resumed(cut), facts)
 
 
-def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views: int) -> tuple[Cut, int]:
+def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views: int, ceiling: str | None) -> tuple[Cut, int]:
     """The cut of a stage, and the number of the block before which it is.
 
     Raises:
@@ -154,7 +157,12 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
     k = lowest(net, rates.resolve(net, stage.rates))
     if k is None:
         raise _Uncut(net.why or "what stands before the first block learns")
-    address = f"blocks.{k}"
+    if ceiling is not None:
+        place = net.places.get(ceiling, "stem")
+        if place == "stem":
+            raise _Uncut(f"what a training step adds to a batch is seen before the first block, by {ceiling}")
+        k = min(k, int(place.removeprefix("blocks.")))
+    address = cuts.address(net, k)
     if stage.epochs == 1:
         raise _Uncut("one epoch looks at each row once", address)
     if stage.augment != "none" and not views:
@@ -328,7 +336,7 @@ def _about(net: Net, k: int, precision: str, columns: Sequence[Column], weights:
         "weights": weights,
         "rows": _content(rows),
         "view": 0,  # the rows as they are; augmented views would be counted from 1
-        "cut": net.blocks[k],
+        "cut": cuts.begins(net, k),
         "columns": [(c.dtype, c.shape, c.ragged) for c in columns],
         "precision": precision,
         "device": next(net.model.parameters()).device.type,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError
 from affinage.features import auto_precision, device
 from affinage.net import Net
-from affinage.types import Columns, Data, Finding, Plan, Rows, Task
+from affinage.types import Aims, Batch, Columns, Data, Finding, Labels, Plan, Rows, Task
 
 HELD_OUT = 100  # fewer validation rows than this choose by luck (arXiv 2105.11447): all labels are trained on instead
 HELD_MOST = 50_000  # rows that are held out where nothing was asked for: the interval of an accuracy is half a point by then
@@ -29,8 +29,8 @@ class Inputs:
 
     settings: config.Settings
     task: Task
-    data: Data  # with integer targets
-    classes: tuple[str, ...]
+    data: Data  # with the targets that are scored
+    names: tuple[str, ...]  # of the head's outputs: classes, or a vocabulary
     findings: list[Finding]
     fingerprint: str
     model: Any
@@ -40,10 +40,12 @@ class Inputs:
     plan: Plan
     precision: str
     rows: dict[str, Rows] = field(default_factory=dict)
+    aims: dict[str, Aims] = field(default_factory=dict)
 
 
-def columns_of(values: Mapping[str, Any]) -> Columns:
-    return Columns(text=values.get("text_column"), image=values.get("image_column"), label=values.get("label_column"))
+def columns_of(values: Mapping[str, Any], labels: Labels | None = None) -> Columns:
+    """The columns that were named; `labels`: what the task learns from, where one was."""
+    return Columns(**{name: values.get(f"{name}_column") for name in ("text", "image", "audio", "label")}, labels=labels)
 
 
 def check_data(data: Any, *, task: str | None = None, **columns: Any) -> list[Finding]:
@@ -54,22 +56,23 @@ def check_data(data: Any, *, task: str | None = None, **columns: Any) -> list[Fi
     """
     test = columns.pop("test", None)
     validation = columns.pop("validation", None)
-    kind = tasks.kind(task)
-    found = reading.read(data, columns=columns_of(columns), test=test, validation=validation, kind=kind)
+    kind, wanted = tasks.wanted(task)
+    found = reading.read(data, columns=columns_of(columns, wanted), test=test, validation=validation, kind=kind)
     return check(found)
 
 
 def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
     """The data, checked; refuses what would make the result a lie."""
     path = settings.validation if isinstance(settings.validation, (str, Path)) else None
+    kind, wanted = tasks.wanted(settings.task)
     data = reading.read(
         settings.data,
-        columns=columns_of(settings.model_dump()),
+        columns=columns_of(settings.model_dump(), wanted),
         validation=path,
         test=settings.test,
-        kind=tasks.kind(settings.task),
+        kind=kind,
     )
-    task = tasks.find(settings.task, data.kind)
+    task = tasks.find(settings.task, data.kind, data.labels, settings.model_dump())
     findings = check(data)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
@@ -85,11 +88,11 @@ def _read(settings: config.Settings) -> tuple[Data, list[Finding], Task]:
     return data, findings, task
 
 
-def _splits(data: Data, settings: config.Settings, findings: Sequence[Finding]) -> Data:
+def _splits(data: Data, settings: config.Settings, findings: Sequence[Finding], task: Task) -> Data:
     """Few labels where asked, and a validation split where none came and enough rows are there; copies stay together."""
     train = data.train
     if settings.labels_per_class:
-        train = labels.few(train, settings.labels_per_class, settings.seed)
+        train = labels.few(train, settings.labels_per_class, settings.seed, task.groups(train.targets))
     validation = data.validation
     share = settings.validation if isinstance(settings.validation, float) else None
     if settings.labels_per_class and share is None and not isinstance(settings.validation, (str, Path)):
@@ -98,7 +101,8 @@ def _splits(data: Data, settings: config.Settings, findings: Sequence[Finding]) 
         if share is None and round(0.2 * len(train)) >= HELD_OUT:
             share = min(0.2, HELD_MOST / len(train))
         if share:
-            train, validation = labels.holdout(train, share, settings.seed, leaders(train, findings))
+            alike, groups = leaders(train, findings), task.groups(train.targets)
+            train, validation = labels.holdout(train, share, settings.seed, alike, groups)
     return data.with_splits(train=train, validation=validation)
 
 
@@ -125,7 +129,7 @@ def _fingerprint(data: Data) -> str:
     return total.hexdigest()
 
 
-def _model(settings: config.Settings, task: Task, classes: Sequence[str]) -> tuple[Any, Any]:
+def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple[Any, Any]:
     """(model, processor), from a name, or a loaded model given as (model, processor)."""
     fresh = settings.plan == "scratch"
     if isinstance(settings.model, tuple):
@@ -135,51 +139,58 @@ def _model(settings: config.Settings, task: Task, classes: Sequence[str]) -> tup
                 "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
             )
         model = copy.deepcopy(model)  # what was given stays as it is
-        if task.kind == "image" and headed.is_bare(model):
-            return headed.of(model, classes, processor), processor
-        return _fitted(model, classes), processor
+        return task.adopt(model, processor, names), processor
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
-    return task.load(settings.model, classes, fresh=fresh, revision=settings.revision)
-
-
-def _fitted(model: Any, classes: Sequence[str]) -> Any:
-    """The loaded model, with the names of these classes; its head must have as many outputs.
-
-    Raises:
-        AffinageError: another number of outputs.
-    """
-    if model.config.num_labels != len(classes):
-        raise AffinageError(
-            f"the loaded model has {model.config.num_labels} outputs and the data {len(classes)} classes: "
-            f"load it with num_labels={len(classes)} and ignore_mismatched_sizes=True"
-        )
-    model.config.id2label = dict(enumerate(classes))
-    model.config.label2id = {name: i for i, name in enumerate(classes)}
-    return model
+    return task.load(settings.model, names, fresh=fresh, revision=settings.revision)
 
 
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     data, findings, task = _read(settings)
-    data = _splits(data, settings, findings)
-    data, classes = labels.encode(data)
+    _suits(settings, task)
+    data = _splits(data, settings, findings, task)
+    data, names = task.number(data)
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
-    model, processor = _model(settings, task, classes)
+    model, processor = _model(settings, task, names)
     chosen = _pool(model, settings)
     model.to(device())
     if task.kind == "image":
         model.to(memory_format=torch.channels_last)
     first = task.encode([data.train.inputs[0]], processor, model, max_length=settings.max_length)
-    sample = {k: v.to(device()) for k, v in first.batch(np.arange(1)).items()}
-    net = Net.of(model, sample)
+    net = net_of(task, model, {k: v.to(device()) for k, v in first.batch(np.arange(1)).items()})
     wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
-    plan = plans.make(settings.plan, net, task.kind, len(data.train), wishes, patience=data.validation is not None)
+    if wishes.augment == "auto":
+        wishes = replace(wishes, augment=task.augments)
+    plan = plans.make(
+        settings.plan,
+        net,
+        task.kind,
+        len(data.train),
+        wishes,
+        patience=data.validation is not None,
+        solves=task.classifies,
+    )
     if net.head_linear is None and any(stage.how == "solve" for stage in plan.stages):
         raise AffinageError(f"{type(model).__name__} has no linear layer that gives the logits: use --plan full")
     precision = settings.precision if settings.precision != "auto" else auto_precision()
-    return Inputs(settings, task, data, classes, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
+    return Inputs(settings, task, data, names, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
+
+
+def net_of(task: Task, model: Any, sample: Batch) -> Net:
+    """The network as the task sees it: with all of its head, and the outputs that count."""
+    return Net.of(model, sample, beside=task.head(model), reads=task.reads)
+
+
+def _suits(settings: config.Settings, task: Task) -> None:
+    """Refuse what only makes sense for other tasks."""
+    if not task.classifies:
+        for name, idle in (("class_weights", "none"), ("label_smoothing", "auto"), ("hand_over", "auto")):
+            if getattr(settings, name) not in (idle, 0.0):
+                raise AffinageError(f"--{name.replace('_', '-')} is for tasks that tell classes apart, not for {task.name}")
+    if settings.views and not (task.classifies and task.kind == "image"):
+        raise AffinageError(f"--views is for image classification, not for {task.name}")
 
 
 def _pool(model: Any, settings: config.Settings) -> str:
@@ -246,7 +257,7 @@ def plan_json(inputs: Inputs) -> dict[str, Any]:
             "kind": data.kind,
             "fingerprint": inputs.fingerprint,
             "rows": {name: len(split) for name, split in data.splits()},
-            "classes": list(inputs.classes),
+            inputs.task.names: list(inputs.names),
             "findings": summary(inputs.findings),
         },
     }

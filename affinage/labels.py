@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,8 +39,12 @@ def encode(data: Data) -> tuple[Data, tuple[str, ...]]:
     return replace(data, classes=classes, **splits), classes
 
 
-def holdout(split: Split, share: float, seed: int, leaders: np.ndarray | None = None) -> tuple[Split, Split]:
+def holdout(
+    split: Split, share: float, seed: int, leaders: np.ndarray | None = None, groups: Sequence[Any] | None = None
+) -> tuple[Split, Split]:
     """(rest, held): of each class with two rows or more, `share` is held, at least one and never all; rows keep their order.
+
+    `groups` (N,): what each row is one of, where that is not its target (`Task.groups`).
 
     `leaders` (N,): the number of the row with which each one goes, its own for most; copies of a row go with the first of them.
     Then the share is kept but roughly, and a class that has nothing but copies of one row stays in the rest.
@@ -49,45 +54,46 @@ def holdout(split: Split, share: float, seed: int, leaders: np.ndarray | None = 
     """
     if not 0 < share < 1:
         raise AffinageError(f"a held-out share of {share} is not between 0 and 1")
-    rank, size = _ranks(split, seed)
+    groups = split.targets if groups is None else groups
+    rank, size = _ranks(groups, seed)
     quota = np.where(size > 1, np.clip(np.floor(share * size + 0.5), 1, np.maximum(size - 1, 1)), 0)
     held = rank < quota
     if leaders is not None:
         held = held[leaders]
-        left = {target for target, gone in zip(split.targets, held.tolist(), strict=True) if not gone}
-        held &= np.fromiter((target in left for target in split.targets), bool, len(split))
+        left = {group for group, gone in zip(groups, held.tolist(), strict=True) if not gone}
+        held &= np.fromiter((group in left for group in groups), bool, len(split))
     if not held.any():
         raise AffinageError("no class of the training split has two rows, so none can be held out for validation")
     return split.take(np.flatnonzero(~held)), split.take(np.flatnonzero(held))
 
 
-def few(split: Split, per_class: int, seed: int) -> Split:
-    """At most `per_class` rows of each class, in their order; with one seed, fewer rows are a subset of more.
+def few(split: Split, per_class: int, seed: int, groups: Sequence[Any] | None = None) -> Split:
+    """At most `per_class` rows of each class (or group), in their order; with one seed, fewer rows are a subset of more.
 
     Raises:
         AffinageError: `per_class` is below 1.
     """
     if per_class < 1:
         raise AffinageError(f"{per_class} rows a class; expected one or more")
-    return split.take(np.flatnonzero(_ranks(split, seed)[0] < per_class))
+    return split.take(np.flatnonzero(_ranks(split.targets if groups is None else groups, seed)[0] < per_class))
 
 
 def spread(split: Split, most: int, seed: int) -> np.ndarray:
     """(M,) sorted numbers of about `most` rows: of each class its share, but 20 where it has as many. All, if they are fewer."""
     if len(split) <= most:
         return np.arange(len(split))
-    rank, size = _ranks(split, seed)
+    rank, size = _ranks(split.targets, seed)
     return np.flatnonzero(rank < np.maximum(np.ceil(size * (most / len(split))), np.minimum(size, 20)))
 
 
-def _ranks(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _ranks(groups: Sequence[Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """For each row: its place (from 0) in a drawn order of its class, and the number of rows of its class; (N,) int64 each."""
-    number = {target: i for i, target in enumerate(sorted(set(split.targets)))}
-    group = np.fromiter((number[target] for target in split.targets), np.int64, len(split))  # an array of names would be large
-    drawn = np.random.default_rng(seed).permutation(len(split))
+    number = {name: i for i, name in enumerate(sorted(set(groups)))}
+    group = np.fromiter((number[name] for name in groups), np.int64, len(groups))  # an array of names would be large
+    drawn = np.random.default_rng(seed).permutation(len(groups))
     order = drawn[np.argsort(group[drawn], kind="stable")]  # class by class, in drawn order within each
     counts = np.bincount(group)
     starts = np.cumsum(counts) - counts
-    rank = np.empty(len(split), np.int64)
-    rank[order] = np.arange(len(split)) - starts[group[order]]
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - starts[group[order]]
     return rank, counts[group]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
 
-from affinage.blocks import Trace, find_blocks, watch
+from affinage.blocks import Trace, find_blocks, tensors, watch
 from affinage.types import Batch
 
 
@@ -30,10 +31,14 @@ class Net:
     why: str  # empty, or why the model cannot be cut into blocks
     parameters: dict[str, str]  # parameter name -> address; every parameter once
     places: dict[str, str]  # module name -> address where it is first called
+    reads: tuple[str, ...] = ("logits",)  # the fields of the output that count: a cut must leave them as they are
 
     @classmethod
-    def of(cls, model: nn.Module, batch: Batch) -> Net:
-        """Look at `model` through one forward pass of `batch` (a few rows, on the model's device)."""
+    def of(cls, model: nn.Module, batch: Batch, beside: Sequence[str] = (), reads: tuple[str, ...] = ("logits",)) -> Net:
+        """Look at `model` through one forward pass of `batch` (a few rows, on the model's device).
+
+        `beside`: globs over the names of parameters that are the head's too, wherever they are read.
+        """
         trace = watch(model, batch)
         blocks = tuple(find_blocks(trace))
         modules = dict(model.named_modules())
@@ -45,6 +50,7 @@ class Net:
 
         last, exact = _last_layers(trace, blocks, starts[-1] if starts else 0)
         head = {name for layer in last for name in _head_parameters(trace, modules, layer, starts)}
+        head |= {name for name, _ in model.named_parameters() if any(fnmatchcase(name, glob) for glob in beside)}
         where = {}
         for name, _ in model.named_parameters():
             if name in head:
@@ -62,7 +68,11 @@ class Net:
             places[trace.names[module]] = f"blocks.{k}" if k >= 0 else "stem"
         why = "" if blocks else f"no chain of two or more blocks found in {type(model).__name__}: all but the head is the stem"
         head_name = last[0] if exact and isinstance(modules[last[0]], nn.Linear) else None
-        return cls(model, blocks, head_name, why, where, places)
+        return cls(model, blocks, head_name, why, where, places, reads)
+
+    def seen(self, output: Any) -> list[torch.Tensor]:
+        """The tensors of an output that count."""
+        return list(tensors([getattr(output, name, None) for name in self.reads]))
 
     @property
     def head_linear(self) -> nn.Linear | None:

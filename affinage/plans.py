@@ -17,6 +17,8 @@ HAND_OVER = 0.3
 # Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.7 points at 8 labels a
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
+HEAD_RATE = 3e-3  # of a head that trains alone: what it reads does not move
+HEAD_STEPS = 2_000  # updates at most of such a head, where there are few rows
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
 
 
@@ -54,14 +56,20 @@ def passes(rows: int, batch: int) -> int:
     return max(usual, math.ceil(STEPS / math.ceil(rows / batch)))
 
 
-def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience: bool) -> Plan:
+def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience: bool, solves: bool = True) -> Plan:
     """The plan `name` for this network and `rows` training rows. `patience`: whether a validation split can stop it early.
+
+    `solves`: the head is one linear layer that a solver fits (`Task.classifies`); else the first stage trains it alone.
 
     Raises:
         AffinageError: no such plan, or an address that matches nothing.
     """
     choose("plan", name, NAMES)
+    batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
+    if not solves:
+        rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE
+        solve = _converged(Stage("head", "fit", (("head", rate), ("*", None)), batch=batch), rows)
     if name == "frozen" or wishes.unfreeze == 0:
         return Plan(name, (solve,))
     fresh = name == "scratch"
@@ -73,7 +81,6 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
     head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
     decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if fresh else 0.85
-    batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
     epochs = wishes.epochs or passes(rows, batch)
     fit = Stage(
         "body",
@@ -91,7 +98,8 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     )
     if name in ("scratch", "full"):
         return Plan(name, (fit,), fresh=fresh)
-    fit = replace(fit, hand_over=wishes.hand_over if wishes.hand_over != "auto" else HAND_OVER)
+    if solves:  # what was trained and not solved stops before it is too sure
+        fit = replace(fit, hand_over=wishes.hand_over if wishes.hand_over != "auto" else HAND_OVER)
     if name == "lora":
         rate = (
             wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3
@@ -101,6 +109,16 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     if name == "gradual":
         return Plan(name, (solve, *_gradual(net, fit, rate, decay, head)))
     return Plan(name, (solve, fit))
+
+
+def _converged(stage: Stage, rows: int) -> Stage:
+    """The head alone, on what reaches it, computed once: steps are cheap, so it goes on until it gains nothing.
+
+    With a validation split that is told by its score; without one by the training loss, whose gain must be a thousandth in one
+    of `patience` epochs.
+    """
+    epochs = max(passes(rows, stage.batch), math.ceil(HEAD_STEPS / math.ceil(rows / stage.batch)))
+    return replace(stage, epochs=epochs, schedule="constant", patience=max(3, epochs // 10), tolerance=1e-3)
 
 
 def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> list[Stage]:

@@ -19,9 +19,8 @@ from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
-from affinage.inputs import Inputs, check_data, plan_json, plan_of, prepare, told
+from affinage.inputs import Inputs, check_data, net_of, plan_json, plan_of, prepare, told
 from affinage.lora import adapt, merge
-from affinage.net import Net
 from affinage.progress import Bar
 from affinage.record import Records
 from affinage.story import Story, sample_of
@@ -148,9 +147,8 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
             if stage.how == "fit" and inputs.plan.lora and not lora:
                 adapt(inputs.model, inputs.net.blocks, inputs.plan.lora, settings.seed)
                 inputs.model.to(device())
-                inputs.net = Net.of(
-                    inputs.model, {k: v.to(device()) for k, v in inputs.rows["train"].batch(np.arange(1)).items()}
-                )
+                sample_batch = inputs.rows["train"].batch(np.arange(1))
+                inputs.net = net_of(inputs.task, inputs.model, {k: v.to(device()) for k, v in sample_batch.items()})
                 lora = True
             if index < story.stage:
                 continue
@@ -201,4 +199,5 @@ def _encode(inputs: Inputs, bar: Bar) -> Cost:
         inputs.rows[name] = inputs.task.encode(
             split.inputs, inputs.processor, inputs.model, max_length=inputs.settings.max_length
         )
+        inputs.aims[name] = inputs.task.aims(split.targets, inputs.rows[name], inputs.processor, inputs.model)
     return clock.cost()

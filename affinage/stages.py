@@ -14,7 +14,7 @@ import torch
 
 from affinage import checkpoint, labels, ranks, spool
 from affinage.facts import Clock
-from affinage.features import passed
+from affinage.features import answered, passed
 from affinage.fit import Fitting
 from affinage.frozen import Frozen, computed_once
 from affinage.inputs import Inputs
@@ -49,7 +49,7 @@ def solved(story: Story, stage: Stage, bar: Bar) -> None:
         return solve(
             features,
             targets,
-            len(inputs.classes),
+            len(inputs.names),
             balanced=inputs.settings.class_weights == "balanced",
             bias=linear.bias is not None,
             seed=inputs.settings.seed,
@@ -149,11 +149,11 @@ def fitted(
 
 def _fitting(inputs: Inputs, stage: Stage, frozen: Frozen) -> Fitting:
     """The loop of a stage, on the rows that stand for what is frozen."""
-    targets = np.asarray(inputs.data.train.targets)
     weights = None
     if inputs.settings.class_weights == "balanced":
-        counts = np.maximum(np.bincount(targets, minlength=len(inputs.classes)), 1)
-        weights = torch.tensor(len(targets) / (len(inputs.classes) * counts), dtype=torch.float32)
+        targets, classes = np.asarray(inputs.data.train.targets), len(inputs.names)
+        counts = np.maximum(np.bincount(targets, minlength=classes), 1)
+        weights = torch.tensor(len(targets) / (classes * counts), dtype=torch.float32)
     if frozen.facts.get("views"):  # what trains sees pictures that were changed already
         stage = replace(stage, augment="none")
     return Fitting(
@@ -161,7 +161,7 @@ def _fitting(inputs: Inputs, stage: Stage, frozen: Frozen) -> Fitting:
         stage,
         inputs.task,
         frozen.rows["train"],
-        targets,
+        inputs.aims["train"],
         seed=inputs.settings.seed,
         precision=inputs.precision,
         weights=weights,
@@ -179,6 +179,8 @@ def _details(fitting: Fitting, *, compiled: bool) -> dict[str, Any]:
         "steps": progress.step,
         "trained_parameters": sum(p.numel() for p in fitting.trained.values()),
     }
+    if fitting.stage.tolerance:  # a head that was trained, where others are solved
+        details["converged"] = progress.done
     if progress.least_pieces > 1:
         details["pieces"] = progress.least_pieces
     if compiled:
@@ -215,6 +217,7 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         views=settings.views,
         seed=settings.seed,
         before=story.cuts.get(stage.name),
+        ceiling=inputs.task.ceiling(inputs.model),
         start=bar.start,
         advance=bar.advance,
     )
@@ -239,8 +242,8 @@ def _temper(net: Net, factor: float) -> None:
 
 
 def _rank(inputs: Inputs, scores: Mapping[str, Any]) -> list[float]:
-    """What selects, higher is better: the task's metric, then the log loss (none where no label is known to train)."""
-    return [scores[inputs.task.metric], -scores.get("log_loss", 0.0)]
+    """What selects, higher is better."""
+    return inputs.task.rank(scores)
 
 
 def _random(out: Path) -> dict[str, Any]:
@@ -253,11 +256,10 @@ def _validate(inputs: Inputs, frozen: Frozen | None = None) -> dict[str, Any]:
     """The scores of the network as it is on the validation split, or nothing where there is none."""
     if inputs.data.validation is None:
         return {}
-    if frozen is None:
-        _, logits = passed(inputs.model, inputs.rows["validation"], inputs.precision)
-    else:
-        _, logits = passed(frozen.forward, frozen.rows["validation"], inputs.precision)
-    return ranks.shared(inputs.task.score(logits, np.asarray(inputs.data.validation.targets)))
+    forward, rows = (inputs.model, inputs.rows) if frozen is None else (frozen.forward, frozen.rows)
+    task, aims = inputs.task, inputs.aims["validation"]
+    answers = answered(task, forward, rows["validation"], inputs.processor, inputs.precision, aims)
+    return ranks.shared(task.score(answers, inputs.data.validation.targets))
 
 
 def _record(records: Records, stage: str, step: int, scores: Mapping[str, Any], seconds: float) -> None:

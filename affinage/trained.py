@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from affinage import data as reading
 from affinage import tasks
 from affinage.errors import AffinageError, nearest
-from affinage.features import device, passed
+from affinage.features import answered, device
 from affinage.inputs import columns_of
 from affinage.report.folder import facts
-from affinage.types import Task
+from affinage.types import Answers, Task
 
 
 class Run:
@@ -36,39 +34,33 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the logits."""
-        return self.record["data"]["classes"]
+        """Class names in the order of the logits; none where the task tells no classes."""
+        return self.record["data"].get("classes", [])
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the head's outputs: classes, or a vocabulary."""
+        return self.record["data"][self.task.names]
 
     @property
     def task(self) -> Task:
-        return tasks.find(self.record["task"], self.record["data"]["kind"])
+        _, labels = tasks.wanted(self.record["task"])
+        return tasks.find(self.record["task"], self.record["data"]["kind"], labels or "class", self.record["settings"])
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            model, processor = self.task.load(self.path, self.classes, fresh=False, revision=None)
+            model, processor = self.task.load(self.path, self.names, fresh=False, revision=None)
             self._loaded = model.to(device()).eval(), processor
         return self._loaded
 
-    def _logits(self, inputs: Sequence[Any]) -> np.ndarray:
+    def _answers(self, inputs: Sequence[Any]) -> Answers:
         model, processor = self._model()
         rows = self.task.encode(inputs, processor, model, max_length=self.record["settings"].get("max_length"))
-        return passed(model, rows, "fp32")[1]
+        return answered(self.task, model, rows, processor, "fp32")
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """For each text or picture: `label`, its `score`, and the `scores` of all classes."""
-        if not len(inputs):
-            return []
-        logits = self._logits(inputs)
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        table = shifted / shifted.sum(1, keepdims=True)
-        return [
-            {
-                "label": self.classes[row.argmax()],
-                "score": float(row.max()),
-                "scores": dict(zip(self.classes, map(float, row), strict=True)),
-            }
-            for row in table
-        ]
+        """For each input what the task says of it. Classification: `label`, its `score`, and the `scores` of all classes."""
+        return self.task.said(self._answers(inputs), self.names) if len(inputs) else []
 
     def evaluate(self, data: Any, split: str | None = None, **columns: Any) -> dict[str, Any]:
         """The scores on labelled rows: the test split of `data` if it has one, else its only one.
@@ -76,7 +68,7 @@ class Run:
         Raises:
             AffinageError: no such split, another kind of data, or no label that the run knows.
         """
-        found = reading.read(data, columns=columns_of(columns))
+        found = reading.read(data, columns=columns_of(columns, self.task.labels), kind=self.task.kind)
         if found.kind != self.task.kind:
             raise AffinageError(f"this run does {self.task.name}, but {data} is {found.kind} data")
         splits = dict(found.splits())
@@ -84,13 +76,8 @@ class Run:
         if name not in splits:
             raise AffinageError(f"no split '{name}' in {data}{nearest(name, splits)} (it has {', '.join(splits)})")
         chosen = splits[name]
-        number = {label: i for i, label in enumerate(self.classes)}
-        targets = np.asarray([number.get(str(t), -1) for t in chosen.targets])
-        if (targets < 0).all():
-            raise AffinageError(
-                f"no label of {data} is one that this run knows ({', '.join(self.classes[:5])}...): check --label-column"
-            )
-        return {"split": name, **self.task.score(self._logits(chosen.inputs), targets)}
+        targets = self.task.known(chosen.targets, self.names, str(data))
+        return {"split": name, **self.task.score(self._answers(chosen.inputs), targets)}
 
 
 def known(folder: Path) -> dict[str, Any] | None:

@@ -162,7 +162,7 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
     auto = (
         transformers.AutoModelForSequenceClassification if task.kind == "text" else transformers.AutoModelForImageClassification
     )
-    names = dict(enumerate(inputs.classes))
+    names = dict(enumerate(inputs.names))
     net = auto.from_pretrained(
         model, num_labels=len(names), id2label=names, label2id={n: i for i, n in names.items()}, ignore_mismatched_sizes=True
     )

@@ -132,7 +132,7 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
     assert data.test is not None
     transformers.set_seed(told.seed)
     auto = transformers.AutoModelForImageClassification if told.images else transformers.AutoModelForSequenceClassification
-    model = auto.from_pretrained(inputs.settings.model, num_labels=len(inputs.classes), ignore_mismatched_sizes=True)
+    model = auto.from_pretrained(inputs.settings.model, num_labels=len(inputs.names), ignore_mismatched_sizes=True)
     if unfreeze != "all":  # the same parameters as on our side
         net = Net.of(model, task.encode([data.train.inputs[0]], processor, model).batch(np.arange(1)))
         rates.freeze(net, rates.resolve(net, rates.decayed(net, 1.0, 1.0, 1.0, unfreeze)))

@@ -54,7 +54,7 @@ class Bench:
         assert linear is not None
         self.features, _ = passed(inputs.model, inputs.rows["train"], inputs.precision, linear)
         assert self.features is not None
-        self.head = solve(self.features, self.y, len(inputs.classes), seed=seed)
+        self.head = solve(self.features, self.y, len(inputs.names), seed=seed)
         self.seed = seed
 
     def tried(self, arm: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Bench:
             stage,
             inputs.task,
             inputs.rows["train"],
-            self.y,
+            inputs.task.aims(self.y, inputs.rows["train"], inputs.processor, inputs.model),
             seed=self.seed,
             precision=inputs.precision,
             weights=None,

@@ -47,7 +47,8 @@ def fitting(name: str, stage: Stage, rows: int = 24, seed: int = 0, **options: A
         data = ImageRows(pixels, np.full(3, 1 / 64, np.float32), np.full(3, -1, np.float32))
     task = texts if "input_ids" in batch else images
     torch.manual_seed(seed)
-    return Fitting(Net.of(model, batch), stage, task, data, targets, seed=seed, precision="fp32", **{"weights": None, **options})
+    aims = task.aims(targets, data, None, model)
+    return Fitting(Net.of(model, batch), stage, task, data, aims, seed=seed, precision="fp32", **{"weights": None, **options})
 
 
 def run(made: Fitting, path: Path, scores: Callable[[], list[float] | None] = lambda: None) -> list[str]:

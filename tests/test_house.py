@@ -32,6 +32,7 @@ FLOORS: dict[int, set[str]] = {
         "batches",
         "blocks",
         "checkpoint",
+        "classification",
         "cut",
         "facts",
         "features",

@@ -163,11 +163,12 @@ def test_the_head_is_solved_on_a_share_of_each_class() -> None:
 def test_no_more_is_held_out_than_a_score_needs(tmp_path: Path) -> None:
     from affinage import config
     from affinage.inputs import _splits
+    from affinage.tasks.text_classification import task
     from affinage.types import Data
 
     many = 4 * HELD_MOST * 2
     split = Split(range(many), ["a", "b"] * (many // 2), range(many))  # type: ignore[arg-type]
-    parted = _splits(Data("text", "s", split), config.make({}), [])
+    parted = _splits(Data("text", "s", split), config.make({}), [], task)
     assert parted.validation is not None and len(parted.validation) == HELD_MOST
     assert len(parted.train) + HELD_MOST == many
 

@@ -94,6 +94,18 @@ def metric(scores: dict[str, Any]) -> str:
     return "accuracy" if "accuracy" in names else (names[0] if names else "")
 
 
+def table(run: Run) -> list[dict[str, Any]]:
+    """All columns of predictions.parquet, of the rows of the split that heads the report: for tasks that tell no classes."""
+    path = run.folder / "predictions.parquet"
+    if not path.is_file() or run.predictions is not None:
+        return []
+    import pyarrow.parquet as parquet
+
+    split, _ = run.measured
+    with parquet.ParquetFile(path) as file:
+        return [row for batch in file.iter_batches(1024) for row in batch.to_pylist() if row["split"] == split]
+
+
 def _records(path: Path) -> tuple[Record, ...]:
     found: list[Record] = []
     if path.is_file():
@@ -108,6 +120,8 @@ def _predictions(path: Path, known: dict[str, Any]) -> Predictions | None:
     import pyarrow.parquet as parquet  # heavy: only where there is a table to read
 
     with parquet.ParquetFile(path) as file:
+        if "probabilities" not in file.schema_arrow.names:  # of a task that tells no classes: `table` reads it
+            return None
         there = set(file.read(columns=["split"]).column("split").unique().to_pylist())
         split = next((name for name in ("test", "validation") if name in there), None)
         if split is None:

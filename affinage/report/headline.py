@@ -70,10 +70,11 @@ def candidates(run: Run) -> list[Candidate]:
     kept = words.stage_kept(run.facts).get("name")
     found = []
     for stage, steps in scores.items():
-        ranked = [(s[name], -s.get("log_loss", 0.0), -step) for step, s in steps.items() if name in s]
+        sign = -1 if name in words.LOWER else 1
+        ranked = [(sign * s[name], -s.get("log_loss", 0.0), -step) for step, s in steps.items() if name in s]
         if ranked:
             value, _, step = max(ranked)
-            found.append(Candidate(stage, stages.get(stage, {}).get("how") == "solve", value, -step, stage == kept))
+            found.append(Candidate(stage, words.alone(stages.get(stage, {})), sign * value, -step, stage == kept))
     return found
 
 
@@ -90,19 +91,22 @@ def verdict(run: Run) -> str:
     others = [c for c in found if not c.kept]
     n = (known.get("validation") or {}).get("n", 0)
     frozen = next((c for c in found if c.solved), None)
-    if kept and frozen and others and frozen.value == max(c.value for c in found if not c.solved):
+    name = metric(known.get("validation") or {})
+    better = min if name in words.LOWER else max
+    if kept and frozen and others and frozen.value == better(c.value for c in found if not c.solved):
         winner = "frozen head" if kept.solved else "tuned network"
         said.append(
             f"<b>Tuning and the frozen head got the same {share(kept.value)}</b> on validation; "
-            f"by its log loss the {winner} was kept."
+            f"by {'its log loss' if name == 'accuracy' else 'what comes second'} the {winner} was kept."
         )
     elif kept and kept.solved and others:
-        best = max(c.value for c in others)
+        best = better(c.value for c in others)
         reached = f"reached {share(best)} on validation, the frozen head {share(kept.value)}"
         said.append(f"<b>Tuning did not help</b>, so the frozen head was kept: tuning {reached}.")
     elif kept and others:
         first = frozen or others[0]
-        low, high = wilson(round(kept.value * n), n) if n else (kept.value, kept.value)
+        ends = (known.get("validation") or {}).get(f"{name}_interval")
+        low, high = wilson(round(kept.value * n), n) if n and name == "accuracy" else ends or (kept.value, kept.value)
         luck = f" On {n:,} rows the difference may be luck." if low <= first.value <= high else ""
         said.append(
             f"<b>{'Tuning helped' if first.solved else 'The later stage was better'}</b>: {share(kept.value)} on validation, "
@@ -110,9 +114,9 @@ def verdict(run: Run) -> str:
         )
     elif known.get("kept") and known.get("status") in (None, "finished"):
         how = "the best on validation" if found else "without a validation split to choose by"
-        one = len(known.get("plan", {}).get("stages", [])) == 1 and words.stage_kept(known).get("how") == "solve"
+        one = len(known.get("plan", {}).get("stages", [])) == 1 and words.alone(words.stage_kept(known))
         said.append("Only the head was fitted; the network stayed frozen." if one else f"Kept: {text(words.kept(known))}, {how}.")
-    final, precision = (known.get("validation") or {}).get("accuracy"), (known.get("hardware") or {}).get("precision")
+    final, precision = (known.get("validation") or {}).get(name), (known.get("hardware") or {}).get("precision")
     if kept and final not in (None, kept.value) and precision != "fp32":
         said.append(f"While it learned it was measured in {text(precision)}; saved, in fp32, it gets {share(final)} there.")
     if split == "validation":

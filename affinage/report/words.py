@@ -8,13 +8,18 @@ from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50"}  # said in percent
+SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50", "wer", "cer"}  # said in percent
+LOWER = {"wer", "cer", "loss", "log_loss"}  # the lower, the better
 
 TITLES = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
     "log_loss": "log loss",
     "ece": "calibration error",
+    "wer": "word error rate",
+    "cer": "character error rate",
+    "map": "mAP@.5:.95",
+    "map50": "mAP@.5",
     "n": "rows",
 }
 
@@ -128,7 +133,7 @@ class Part(NamedTuple):
 
 def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
     """What each part of the network that was kept did; neighbours that differ in nothing but their rates are joined."""
-    solved = stage_kept(known).get("how") == "solve"
+    solved = alone(stage_kept(known))
     fitted = any(stage.get("how") == "fit" for stage in known.get("plan", {}).get("stages", []))
     lora = known.get("plan", {}).get("lora")
     found = []
@@ -137,7 +142,7 @@ def anatomy(known: dict[str, Any], join: bool = True) -> list[Part]:
         if not trained:
             how = "frozen"
         elif solved:
-            how = "solved" if head else "put back"
+            how = "put back" if not head else "solved" if stage_kept(known).get("how") == "solve" else f"rate {rate(speed)}"
         else:
             how = f"rate {rate(speed)}" if speed and fitted else "trained"
             how = f"low-rank, {how}" if lora and not head else how
@@ -162,6 +167,11 @@ def learned(known: dict[str, Any]) -> tuple[int, int]:
     return counted or sum(p.parameters for p in parts if p.learned), sum(p.parameters for p in parts)
 
 
+def alone(stage: dict[str, Any]) -> bool:
+    """Whether the head alone learned in this stage: it was solved, or trained where it cannot be."""
+    return stage.get("how") == "solve" or [row[0] for row in stage.get("rates") or [] if row[1] is not None] == ["head"]
+
+
 def stage_kept(known: dict[str, Any]) -> dict[str, Any]:
     """The stage of the plan that left the network that was kept; empty where none is named."""
     name = str(known.get("kept") or "").partition(",")[0]
@@ -173,8 +183,8 @@ def kept(known: dict[str, Any]) -> str:
     word, stage, plan = str(known.get("kept") or ""), stage_kept(known), known.get("plan", {})
     if not stage:
         return word
-    if stage.get("how") == "solve":
-        return f"the frozen network with a solved head ({word})"
+    if alone(stage):
+        return f"the frozen network with a {'solved' if stage.get('how') == 'solve' else 'trained'} head ({word})"
     return f"the {'network trained from nothing' if plan.get('fresh') else 'tuned network'} ({word})"
 
 

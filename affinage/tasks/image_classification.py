@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from affinage import spool
+from affinage.classification import Classification
 from affinage.errors import AffinageError
-from affinage.measure.classification import scores
 from affinage.spool import Block
 from affinage.types import Batch
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
 
 MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
@@ -122,24 +121,24 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(Classification):
     """Any architecture that `AutoModelForImageClassification` knows, and image encoders with no such head (DINOv3)."""
 
     name: str = "image-classification"
-    kind: str = "image"
-    metric: str = "accuracy"
+    kind: Literal["image"] = "image"
+    augments: str = "light"
 
-    def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
+    def load(self, source: str | Path, names: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
         """(model, image processor); the processor of the Pillow backend, so that torchvision is never needed."""
         import transformers
 
         from affinage import headed, pretrained
 
-        if headed.lacks_head(pretrained.configured(source, classes, task=self.name, revision=revision)):
+        if headed.lacks_head(pretrained.configured(source, names, task=self.name, revision=revision)):
             processor = pretrained.image_processor(source, task=self.name, revision=revision)
-            return headed.load(source, classes, processor, task=self.name, fresh=fresh, revision=revision), processor
+            return headed.load(source, names, processor, task=self.name, fresh=fresh, revision=revision), processor
         model = pretrained.load(
-            transformers.AutoModelForImageClassification, source, classes, task=self.name, fresh=fresh, revision=revision
+            transformers.AutoModelForImageClassification, source, names, task=self.name, fresh=fresh, revision=revision
         )
         return model, pretrained.image_processor(source, task=self.name, revision=revision)
 
@@ -166,16 +165,30 @@ class ImageClassification:
                 pixels[start : start + PART] = part
         return ImageRows(pixels, scale, shift)
 
-    def loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
-    ) -> torch.Tensor:
-        """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
-        from torch.nn.functional import cross_entropy
+    def example(self) -> Image:
+        from PIL import Image
 
-        return cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
+        return Image.new("RGB", (64, 64))
 
-    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-        return scores(logits, targets)
+    def adopt(self, model: Any, processor: Any, names: Sequence[str]) -> Any:
+        from affinage import headed
+
+        if headed.is_bare(model):
+            return headed.of(model, names, processor)
+        return super().adopt(model, processor, names)
+
+    def teach(self, batch: Batch, targets: Any, augment: str) -> tuple[Batch, Any]:
+        from affinage.augment import augmented
+
+        return {**batch, "pixel_values": augmented(batch["pixel_values"], augment)}, targets
+
+    def shown(self, thing: Any) -> dict[str, Any]:
+        """A thumbnail: PNG, up to 128 pixels wide and high."""
+        image = opened(thing)
+        image.thumbnail((128, 128))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return {"thumbnail": buffer.getvalue()}
 
 
 task = ImageClassification()

@@ -6,18 +6,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 
 from affinage import spool
+from affinage.classification import Classification
 from affinage.errors import AffinageError
-from affinage.measure.classification import scores
 from affinage.spool import Block
 from affinage.types import Batch
-
-if TYPE_CHECKING:
-    import torch
 
 # What is tokenised at once: a tokenizer's own account of it is some 150 bytes a token, those that are cut off afterwards too.
 PART = 1024  # texts
@@ -70,14 +67,13 @@ def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(Classification):
     """Any architecture that `AutoModelForSequenceClassification` knows, and encoders with no such head."""
 
     name: str = "text-classification"
-    kind: str = "text"
-    metric: str = "accuracy"
+    kind: Literal["text"] = "text"
 
-    def load(self, source: str | Path, classes: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
+    def load(self, source: str | Path, names: Sequence[str], *, fresh: bool, revision: str | None) -> tuple[Any, Any]:
         """(model, tokenizer). Eager attention on a CPU: for short rows it is faster there than the fused kernel."""
         import torch
         import transformers
@@ -88,7 +84,7 @@ class TextClassification:
         model = pretrained.load(
             transformers.AutoModelForSequenceClassification,
             source,
-            classes,
+            names,
             task=self.name,
             fresh=fresh,
             revision=revision,
@@ -136,16 +132,11 @@ class TextClassification:
             left=processor.padding_side == "left",
         )
 
-    def loss(
-        self, logits: torch.Tensor, targets: torch.Tensor, *, weights: torch.Tensor | None, smoothing: float
-    ) -> torch.Tensor:
-        """Cross entropy of (B, C) logits, mean over the batch, in fp32."""
-        from torch.nn.functional import cross_entropy
+    def example(self) -> str:
+        return "a"
 
-        return cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
-
-    def score(self, logits: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
-        return scores(logits, targets)
+    def shows(self) -> Literal["every"]:
+        return "every"
 
 
 task = TextClassification()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as T
+from transformers.modeling_outputs import SequenceClassifierOutput as Output
 
 from affinage.tasks.text_classification import TokenRows, task
 
@@ -109,10 +110,12 @@ def test_loss_is_cross_entropy() -> None:
     logits, targets = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]]), torch.tensor([0, 1])
     p = logits.softmax(1)
     plain = -(p[0, 0].log() + p[1, 1].log()) / 2
-    assert torch.allclose(task.loss(logits, targets, weights=None, smoothing=0.0), plain)
+    assert torch.allclose(task.loss(Output(logits=logits), targets, weights=None, smoothing=0.0), plain)
     weights = torch.tensor([1.0, 3.0, 1.0])
     weighted = -(p[0, 0].log() + 3 * p[1, 1].log()) / 4
-    assert torch.allclose(task.loss(logits, targets, weights=weights, smoothing=0.0), weighted)
+    assert torch.allclose(task.loss(Output(logits=logits), targets, weights=weights, smoothing=0.0), weighted)
     smooth = 0.7 * plain + 0.3 * -p.log().mean()
-    assert torch.allclose(task.loss(logits, targets, weights=None, smoothing=0.3), smooth)
-    assert torch.allclose(task.loss(logits.bfloat16(), targets, weights=None, smoothing=0.0), plain, atol=1e-5)  # in fp32
+    assert torch.allclose(task.loss(Output(logits=logits), targets, weights=None, smoothing=0.3), smooth)
+    assert torch.allclose(
+        task.loss(Output(logits=logits.bfloat16()), targets, weights=None, smoothing=0.0), plain, atol=1e-5
+    )  # in fp32
