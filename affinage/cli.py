@@ -92,6 +92,7 @@ def fit(
     precision: Annotated[Word, _option("auto|fp32|bf16", "Numbers that the network computes in.")] = None,
     pooling: Annotated[Word, _option("auto|mean|first|native", "How tokens become one vector.")] = None,
     augment: Annotated[Word, _option("auto|none|light|strong", "Random changes of images.")] = None,
+    mix: Annotated[Word, _option("SHARE", "Share of the steps that learn from mixed pictures (mixup, CutMix).")] = None,
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
     label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,

@@ -165,6 +165,8 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
     address = cuts.address(net, k)
     if stage.epochs == 1:
         raise _Uncut("one epoch looks at each row once", address)
+    if stage.mix:
+        raise _Uncut("pictures are mixed anew each time", address)
     if stage.augment != "none" and not views:
         raise _Uncut(
             f"augmentation '{stage.augment}' changes the rows each time; "

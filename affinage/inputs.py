@@ -191,6 +191,10 @@ def _suits(settings: config.Settings, task: Task) -> None:
                 raise AffinageError(f"--{name.replace('_', '-')} is for tasks that tell classes apart, not for {task.name}")
     if settings.views and not (task.classifies and task.kind == "image"):
         raise AffinageError(f"--views is for image classification, not for {task.name}")
+    if settings.mix and not (task.classifies and task.kind == "image"):
+        raise AffinageError(f"--mix mixes pictures and their classes, and {task.name} has none: leave it out")
+    if settings.mix and settings.views:
+        raise AffinageError("--mix draws pictures anew and --views computes them once: give one of the two")
 
 
 def _pool(model: Any, settings: config.Settings) -> str:

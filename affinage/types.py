@@ -145,6 +145,7 @@ class Stage:
     )
     dropout: bool = True  # the checkpoint's own dropout, in the parts that train
     augment: str = "none"  # "none", "light" or "strong"; what that does is the task's business
+    mix: float = 0.0  # share of the steps that learn from mixtures of two pictures and of their classes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from affinage.augment import STRENGTH, augmented
+from affinage.augment import STRENGTH, augmented, mixed
 
 
 def smooth(count: int = 64) -> torch.Tensor:
@@ -56,3 +56,50 @@ def test_strong_changes_more_than_light() -> None:
         both = torch.stack([(out - pixels).abs().mean((1, 2, 3)), (out - pixels.flip(3)).abs().mean((1, 2, 3))])
         away[strength] = both.amin(0).mean().item()
     assert 0 < away["light"] < 0.5 * away["strong"]
+
+
+# --------------------------------------------------------------------------------------------------------------- mixing
+def numbered(count: int = 16) -> torch.Tensor:
+    """Each picture of one value, its number: (count, 3, 8, 8)."""
+    return torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 3, 8, 8).clone()
+
+
+def test_no_mixing_draws_nothing() -> None:
+    pixels, before = numbered(), torch.get_rng_state()
+    found = mixed(pixels, 0.0)
+    assert found.pixels is pixels and found.other is None and found.kept == 1.0
+    assert torch.get_rng_state().equal(before)
+
+
+def test_what_is_kept_is_what_the_picture_shows() -> None:
+    """The mean of a picture of one value tells how much of it is its own: exactly `kept`, mixup and CutMix alike."""
+    torch.manual_seed(0)
+    pixels, pasted = numbered(), 0
+    for _ in range(200):
+        out, other, kept = mixed(pixels, 1.0)
+        assert other is not None and 0 <= kept <= 1 and sorted(other.tolist()) == list(range(16))
+        own, theirs = torch.arange(16.0), other.float()
+        assert torch.allclose(out.mean((1, 2, 3)), kept * own + (1 - kept) * theirs, atol=1e-4)
+        pasted += bool(((out == own[:, None, None, None]) | (out == theirs[:, None, None, None])).all())
+    assert pixels.equal(numbered()) and 70 < pasted < 130  # CutMix half of the time
+
+
+def test_the_share_of_mixed_batches() -> None:
+    torch.manual_seed(0)
+    count = sum(mixed(numbered(4), 0.3).other is not None for _ in range(1000))
+    assert 250 < count < 350
+
+
+def test_shares_kept_are_spread_over_all() -> None:
+    torch.manual_seed(0)
+    kept = torch.tensor([mixed(numbered(2), 1.0).kept for _ in range(1000)])
+    assert 0.4 < kept.mean() < 0.6 and (kept < 0.1).any() and (kept > 0.9).any()
+
+
+def test_holes_and_turns() -> None:
+    """A quarter of the pictures has a hole of the mean colour; the corner of a turned picture is no longer the brightest spot."""
+    torch.manual_seed(0)
+    out = augmented(smooth(2000) + 5.0, "strong")
+    holes = (out == 0.0).flatten(1).any(1).float().mean()
+    assert 0.2 < holes < 0.3
+    assert not (augmented(smooth(200) + 5.0, "light") == 0.0).any()
