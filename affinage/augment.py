@@ -1,4 +1,4 @@
-"""Pictures changed at random while training, a whole batch at a time: flip, turn, crop and scale, colour, holes; and mixing two."""
+"""Pictures changed at random while training, a whole batch at a time: flip, turn, crop, scale, colour, holes; mixing two."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def augmented(pixels: torch.Tensor, strength: str) -> torch.Tensor:
 
 
 def _recoloured(pixels: torch.Tensor, most: float) -> torch.Tensor:
-    """Contrast and saturation as one matrix over the three channels, and a shift a channel; the mean of a picture is its pivot."""
+    """Contrast and saturation as one matrix over the channels, and a shift of each; the mean of a picture stays."""
     b, where = len(pixels), pixels.device
     gain = torch.empty(b, 1, 1).uniform_(1 - most, 1 + most)
     bias = torch.empty(b, 3, 1).uniform_(-most, most).to(where) * 0.5

@@ -73,7 +73,7 @@ def _options(
 # All defaults are None here: an option that was not given must not win over the file; `config.Settings` holds the defaults.
 @app.command()
 def fit(
-    model: Annotated[Word, _option("MODEL", "A Hub id, a model folder, or a run.")] = None,
+    model: Annotated[Word, _option("MODEL", "A Hub id, a model folder, a run, or starter: the one for the task.")] = None,
     data: Annotated[Word, _option("DATA", "A folder, a file (CSV, JSON lines, Parquet, WebDataset tar) or a data set.")] = None,
     task: Annotated[Word, _option("TASK", "Told by the data where not given.")] = None,
     plan: Annotated[Word, _option("PLAN", "scratch, frozen, two-stage (the default), full, lora or gradual.")] = None,
@@ -223,7 +223,7 @@ def _answer(run: Any, thing: Any) -> dict[str, Any]:
 @app.command()
 def show(
     run: Annotated[Word, _option("DIR", "The folder of a run: its scores and what they cost.")] = None,
-    model: Annotated[Word, _option("MODEL", "A Hub id or folder: its stem, blocks and head.")] = None,
+    model: Annotated[Word, _option("MODEL", "A Hub id, folder or starter: its stem, blocks and head.")] = None,
     open_: Annotated[bool, typer.Option("--open", help="Open the run's report in the browser.")] = False,
     revision: Revision = None,
 ) -> None:
@@ -247,6 +247,21 @@ def show(
             )
         if not webbrowser.open(page.resolve().as_uri()):
             raise AffinageError(f"no browser found; open {page} yourself")
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that need no download: starters, installed ones, and the cache of the Hub."""
+    from affinage import models as known
+
+    found = known.every()
+    if as_json:
+        _print_json([one.__dict__ for one in found])
+        return
+    wide = max((len(one.name) for one in found), default=0)
+    for one in found:
+        told = (f"{one.bytes / 1e6:8,.1f} MB", f"{one.where:<7}", one.task or "task not told", one.licence or "licence not told")
+        typer.echo(f"{one.name:<{wide}}  {'  '.join(told)}")
 
 
 @app.command()
@@ -363,13 +378,16 @@ def _anatomy(model: str, revision: str | None) -> None:
     """Print the addresses of a model and how many parameters each holds. Only its architecture is read, never its weights."""
     import numpy as np
 
-    from affinage import headed, tasks
+    from affinage import headed, starters, tasks
     from affinage.inputs import net_of
 
+    if model == starters.ANY:
+        raise AffinageError("--model starter picks by the task: name the one to show, `affinage models` lists them")
+    source = starters.place(model)
     errors: list[AffinageError] = []
     for task in tasks.every():
         try:
-            network, processor = task.load(model, ("a", "b"), fresh=True, revision=revision)
+            network, processor = task.load(source, ("a", "b"), fresh=True, revision=revision)
         except AffinageError as error:
             errors.append(error)
             continue

@@ -69,7 +69,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     # What, and where
-    model: Any = _setting(None, "a Hub id, a model folder, or a loaded model")
+    model: Any = _setting(None, "a Hub id, a model folder, starter, or a loaded model")
     data: Any = _setting(None, "a folder, a file, or a table in memory")
     task: str | None = _setting(None, "a task name such as text-classification")  # none: the kind of data tells
     plan: str = _setting("two-stage", "the name of a plan")  # the head first, then layers; the frozen head stays a candidate

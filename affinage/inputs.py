@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, headed, labels, plans, pooling, rates, tasks
+from affinage import config, headed, labels, plans, pooling, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError
@@ -142,12 +142,13 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
         return task.adopt(model, processor, names), processor
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
-    return task.load(settings.model, names, fresh=fresh, revision=settings.revision)
+    return task.load(starters.place(settings.model), names, fresh=fresh, revision=settings.revision)
 
 
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     data, findings, task = _read(settings)
+    settings = settings.model_copy(update={"model": starters.named(settings.model, task.name, task.kind)})
     _suits(settings, task)
     data = _splits(data, settings, findings, task)
     data, names = task.number(data)
@@ -209,7 +210,7 @@ def _pool(model: Any, settings: config.Settings) -> str:
         return "native"
     if wish == "auto":
         heads = getattr(model.config, "architectures", None) or []
-        source = model.config.name_or_path if isinstance(settings.model, tuple) else settings.model
+        source = model.config.name_or_path if isinstance(settings.model, tuple) else starters.place(settings.model)
         wish = (
             getattr(model.config, pooling.MARK, None)
             or pooling.declared(source)

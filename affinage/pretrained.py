@@ -87,8 +87,14 @@ def configured(source: Any, classes: Sequence[str], *, task: str, revision: str 
 
 
 def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bool, revision: str | None, **options: Any) -> Any:
-    """A model of the auto class `auto` with a head for `classes`; `fresh` reuses its architecture only."""
+    """A model of the auto class `auto` with a head for `classes`, in fp32; `fresh` reuses its architecture only.
+
+    fp32 whatever the file holds: transformers would compute in the type of the file, and neither learn in it nor predict well.
+    """
+    import torch
+
     config = configured(source, classes, task=task, revision=revision)
+    options["dtype"] = torch.float32
     if fresh:
         return guarded(lambda: auto.from_config(config, trust_remote_code=False, **options), source, task)
     return guarded(

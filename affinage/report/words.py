@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
+from affinage.starters import PREFIX
+
 SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50", "wer", "cer"}  # said in percent
 LOWER = {"wer", "cer", "loss", "log_loss"}  # the lower, the better
 
@@ -117,6 +119,8 @@ def name_of(source: str | None) -> str:
 
 def hub_id(source: str | None, revision: str | None = None) -> bool:
     """Whether a model's source names a Hub repository: a revision says so, else its form and that no such folder is here."""
+    if source and source.startswith(PREFIX):  # it came with the package
+        return False
     if not source or not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", source) or ".." in source or "--" in source:
         return False
     return revision is not None or not Path(source).exists()
