@@ -88,6 +88,8 @@ def test_words_become_what_they_mean(given: dict[str, Any], kept: Any) -> None:
         ("precision", "fp16"),
         ("leaks", "ignore"),
         ("augment", True),
+        ("mix", 1.1),
+        ("mix", True),
         ("resume", "perhaps"),
         ("labels_per_class", 0),
     ],

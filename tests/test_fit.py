@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from affinage import rates
+from affinage import augment, rates
 from affinage.errors import AffinageError
 from affinage.fit import Fitting, interval, share
 from affinage.net import Net
@@ -316,3 +317,43 @@ def test_another_plans_checkpoint_is_refused() -> None:
     for other in (replace(STAGE, epochs=3), replace(STAGE, rates=(("head", 1e-3), ("*", None)))):
         with pytest.raises(AffinageError, match="the checkpoint is of another plan"):
             fitting("bert", other).restore(held, state)
+
+
+# --------------------------------------------------------------------------------------------------------------- mixing
+def test_a_mixed_step_is_the_mean_of_two_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.7 of one class and 0.3 of another: the loss against those shares, as torch computes it of class probabilities."""
+    made = fitting("resnet", replace(STAGE, mix=1.0))
+    made.net.model.eval()
+    seen: dict[str, torch.Tensor] = {}
+
+    def blended(pixels: torch.Tensor, share: float) -> augment.Mixed:
+        assert share == 1.0
+        other = torch.arange(len(pixels)).roll(1)
+        seen["pixels"] = 0.7 * pixels + 0.3 * pixels[other]
+        return augment.Mixed(seen["pixels"], other, 0.7)
+
+    monkeypatch.setattr(sys.modules["affinage.fit"], "mixed", blended)
+    rows = np.arange(8)
+    loss = made.loss(rows)
+    logits = made.net.model(pixel_values=seen["pixels"]).logits
+    own = torch.nn.functional.one_hot(made.targets[rows], logits.shape[1]).float()
+    soft = 0.7 * own + 0.3 * own.roll(1, 0)
+    assert torch.allclose(loss, torch.nn.functional.cross_entropy(logits, soft), atol=1e-6)
+
+
+def test_mixing_goes_on_after_a_stop_bit_by_bit() -> None:
+    stage = replace(STAGE, mix=0.7, augment="strong")
+    one, other = fitting("resnet", stage), fitting("resnet", stage)
+    for made in (one, other):
+        rates.train_mode(made.net, made.table)
+    for step in range(3):
+        one.step(np.arange(8) + step)
+    held, state = one.state()
+    held = {name: tensor.clone() for name, tensor in held.items()}
+    generator = torch.get_rng_state()
+    other.restore(held, state)
+    for made in (one, other):
+        torch.set_rng_state(generator)
+        for step in range(4):
+            made.step(np.arange(8) + step)
+    assert all(t.equal(u) for t, u in zip(tensors(one).values(), tensors(other).values(), strict=True))

@@ -136,6 +136,7 @@ def test_bf16_halves_what_would_not_fit(cache: Path) -> None:
         (STAGE, {"budget": 0}, "the cache is off", None),
         (replace(STAGE, epochs=1), {}, "one epoch looks at each row once", "blocks.2"),
         (replace(STAGE, augment="light"), {}, "augmentation 'light' changes the rows each time", "blocks.2"),
+        (replace(STAGE, mix=0.5), {"views": 2}, "pictures are mixed anew each time", "blocks.2"),
         (replace(STAGE, rates=(("*", 1e-3),)), {}, "what stands before the first block learns", None),
         (replace(STAGE, rates=(("blocks", 1e-3), ("*", None))), {}, "0% of a forward pass lies below it", None),
         (STAGE, {"budget": 1e-6}, "MB are more than --cache-gb 1e-06", "blocks.2"),

@@ -100,11 +100,12 @@ def test_wishes_are_heard(known: tuple[Net, str]) -> None:
         label_smoothing=0.1,
         average=0.2,
         augment="strong",
+        mix=0.4,
         hand_over=0.5,
     )
     stage = make("two-stage", network, kind, 500, wishes, patience=False).stages[1]
     assert (stage.epochs, stage.batch, stage.label_smoothing, stage.average, stage.augment) == (4, 5, 0.1, 0.2, "strong")
-    assert stage.hand_over == 0.5
+    assert (stage.hand_over, stage.mix) == (0.5, 0.4)
     table = rates.resolve(network, stage.rates)
     found = {network.parameters[name]: rate for name, rate in table.items()}
     count = len(network.blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import transformers as T
 from PIL import Image
 
-from affinage import pretrained
+from affinage import pretrained, run
 from affinage.errors import AffinageError
 from affinage.tasks.image_classification import task as images
 from affinage.tasks.text_classification import task as texts
@@ -196,3 +197,34 @@ def test_a_processor_that_cannot_be(tmp_path: Path, changes: Any, why: str) -> N
     with pytest.raises(AffinageError) as error:
         pretrained.image_processor(folder, task="image-classification", revision=None)
     assert "\n" not in str(error.value) and str(folder) in str(error.value) and why in str(error.value)
+
+
+# ----------------------------------------------------------------------------------------------------- half precision
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("kind", ["bert", "resnet", "dinov3"])
+def test_weights_of_16_bits_are_computed_with_in_32(tmp_path: Path, kind: str, dtype: torch.dtype, fresh: bool) -> None:
+    """Whatever the file holds, the network is fp32 and the same as of a file that holds the same numbers in 32 bits."""
+    source, whole = getattr(tiny, kind)(tmp_path / "model"), tmp_path / "whole"
+    task: Any = texts if kind == "bert" else images
+    auto = T.AutoModelForImageClassification if kind == "resnet" else T.AutoModel
+    shutil.copytree(source, whole)
+    rounded = auto.from_pretrained(source).to(dtype)
+    rounded.save_pretrained(source)
+    rounded.float().save_pretrained(whole)
+    found = []
+    for folder in (source, whole):
+        torch.manual_seed(0)
+        found.append(task.load(folder, ("a", "b", "c", "d"), fresh=fresh, revision=None)[0].state_dict())
+    assert {t.dtype for t in found[0].values() if t.is_floating_point()} == {torch.float32}
+    assert all(t.equal(found[1][n]) for n, t in found[0].items()) and found[0].keys() == found[1].keys()
+
+
+def test_a_run_in_16_bits_predicts_as_it_is(tmp_path: Path) -> None:
+    data = tiny.pictures(tmp_path / "data")
+    done = run.fit(tiny.resnet(tmp_path / "model"), data, plan="full", epochs=1, out=tmp_path / "run", quiet=True)
+    pictures = sorted((data / "test").rglob("*.png"))
+    before = [one["score"] for one in done.predict(pictures)]
+    T.AutoModelForImageClassification.from_pretrained(done.path).to(torch.bfloat16).save_pretrained(done.path)
+    after = [one["score"] for one in run.load(done.path).predict(pictures)]
+    assert np.allclose(before, after, atol=0.03) and before != after

@@ -454,6 +454,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no head to solve": ({"model": two_headed, "data": "{pictures}"}, "no linear layer that gives the logits: use --plan full"),
     "out is a file": ({"out": "{file}"}, "is a file"),
     "out is not ours": ({"out": "{full}", "overwrite": True}, "is not empty and holds no run"),
+    "mixing text": ({"mix": 0.5}, "--mix mixes pictures and their classes, and text-classification has none"),
+    "mixing views": ({"model": "{resnet}", "data": "{pictures}", "mix": 0.5, "views": 2}, "give one of the two"),
+    "an unknown starter": ({"model": "starter-of-nothing"}, "no starter 'starter-of-nothing'"),
     "nothing to resume": ({"model": None, "data": None, "resume": True}, "no run at .*run"),
 }
 

@@ -2,9 +2,9 @@
 
     python examples/pretrain/masked_bytes.py --data DATA --out bases/starter-bytes
 
-BERT's pretraining (Devlin 2019, arXiv 1810.04805) without sentence pairs, on bytes (as ByT5, Xue 2022, arXiv 2105.13626): spans
-of three bytes are hidden, since a single byte is told by its neighbours. Loop, batches and checkpoints are affinage's; called again
-after a stop it goes on where it was. No label is read, and no row of the sets on which the transfer is measured
+BERT's pretraining (Devlin 2019, arXiv 1810.04805) without sentence pairs, on bytes (as ByT5, Xue 2022, arXiv 2105.13626). Spans
+of three bytes are hidden, since a single byte is told by its neighbours. Loop, batches and checkpoints are affinage's: called
+again after a stop, it goes on where it was. No label is read, and no row of the sets on which the transfer is measured
 (`benchmarks/starters.py`: domains, parameters, messages).
 """
 

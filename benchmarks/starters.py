@@ -1,0 +1,161 @@
+"""Do the starters transfer? Each against its own architecture with fresh weights, on data that it was not made from.
+
+    python benchmarks/starters.py
+    python benchmarks/table.py benchmarks/results/starters.jsonl --pair two-stage scratch
+
+One line a finished cell (starter, data set, labels a class, arm, seed), as in arms.py, whose machinery it is: a killed run loses
+no cell but the one in progress, and seeds are the outermost loop. Arms are plans of affinage with their defaults: the same rows,
+the same epochs. `scratch-long` gets four times as many, since a network that begins with nothing needs them most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import arms
+
+HERE = Path(__file__).resolve().parent
+ARMS = ("scratch", "frozen", "two-stage", "scratch-long")
+LABELS = (10, 100)  # a class
+LONGER = 4
+MOST_TESTED = 2_000  # test rows, stratified, seed 0
+MOST_TRAINED = 8_000  # rows that training rows are drawn from: the check looks at all of them in each run
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, where its rows and their classes stand, and what of it is tested where it has no test split."""
+
+    name: str
+    text: str | None = None
+    label: str | None = None
+    test: float = 0.0
+
+
+SETS = {
+    "starter-vision": (Source("cifar10"), Source("pacs/photo", test=0.3), Source("hymenoptera")),
+    "starter-bytes": (
+        Source("dga_domains", "domain", "label", 0.2),
+        Source("http_params", "payload", "label"),
+        Source("sms_spam", "text", "label", 0.3),
+    ),
+}
+
+
+def splits(source: Source, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """`train` and `test` rows of a data set, the same at every call."""
+    from affinage import data as reading
+    from affinage import labels
+    from affinage.types import Columns
+
+    found = reading.read(folder / source.name, columns=Columns(text=source.text, label=source.label))
+    train, test = found.train, found.test or found.validation
+    if source.test:
+        train, test = labels.holdout(train, source.test, 0)
+    assert test is not None, f"{source.name} has no test split: say which share of it to test on"
+    if len(test) > MOST_TESTED:
+        _, test = labels.holdout(test, MOST_TESTED / len(test), 0)
+    if len(train) > MOST_TRAINED:
+        _, train = labels.holdout(train, MOST_TRAINED / len(train), 1)
+    return {
+        key: [{found.kind: x, "label": y} for x, y in zip(split.inputs, split.targets, strict=True)]
+        for key, split in (("train", train), ("test", test))
+    }
+
+
+def cells(names: Sequence[str], seeds: int, only: Sequence[str], wanted: Sequence[str], few: Sequence[int]) -> list[arms.Cell]:
+    """All cells, seeds outermost."""
+    return [
+        arms.Cell(name, "default", source.name, labels, arm, seed)
+        for seed in range(seeds)
+        for name in names
+        for source in SETS[name]
+        for labels in few
+        for arm in wanted
+        if not only or source.name in only
+    ]
+
+
+def measured(cell: arms.Cell, rows: dict[str, Any], out: Path) -> dict[str, Any]:
+    """One run of affinage: what its run.json says."""
+    from affinage import plans
+
+    if cell.arm != "scratch-long":
+        return arms.ours(cell, rows, cell.suite, {}, out)
+    count = cell.labels * len({row["label"] for row in rows["train"]})
+    epochs = LONGER * plans.passes(count, 16)
+    return arms.ours(replace(cell, arm="scratch"), rows, cell.suite, {"epochs": epochs}, out)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "starters.jsonl")
+    parser.add_argument("--starters", type=names, default=[], help="with commas between them; all that are here if not given")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--only", type=names, default=[], help="data sets")
+    parser.add_argument("--arms", type=names, default=list(ARMS))
+    parser.add_argument("--labels", type=lambda text: [int(n) for n in names(text)], default=list(LABELS), help="a class")
+    parser.add_argument("--threads", type=int, default=1)
+    told = parser.parse_args(words)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch and numpy are imported
+        os.environ[name] = str(told.threads)
+    import torch
+
+    from affinage import facts, starters
+    from affinage.errors import AffinageError
+
+    torch.set_num_threads(told.threads)
+    here = {one.name: one for one in starters.every()}
+    chosen = told.starters or [name for name in SETS if name in here]
+    for kind, given, known in (("starter", chosen, SETS), ("starter here", chosen, here), ("arm", told.arms, ARMS)):
+        for name in given:
+            if name not in known:
+                parser.error(f"no {kind} '{name}': expected of {', '.join(known)}")
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {arms.Cell.of(line): line for line in arms.lines(told.out)}
+    wanted = cells(chosen, told.seeds, told.only, told.arms, told.labels)
+    sources = {source.name: source for found in SETS.values() for source in found}
+    sets: dict[str, dict[str, Any]] = {}
+    failed = 0
+    commit = facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
+    for number, cell in enumerate(wanted, 1):
+        weights = here[cell.suite].files["model.safetensors"][:12]
+        title = f"[{number}/{len(wanted)}] {cell.suite} {cell.data} {cell.labels} {cell.arm} seed {cell.seed}"
+        if cell in done:
+            if done[cell]["weights"] != weights:
+                print(f"{title}: {told.out} has it from other weights; name another --out", file=sys.stderr)
+                return 2
+            continue
+        if cell.data not in sets:
+            sets[cell.data] = splits(sources[cell.data], told.data)
+        out = Path(tempfile.mkdtemp(prefix="affinage-starters-"))
+        try:
+            found = measured(cell, sets[cell.data], out)
+        except AffinageError as error:  # the others can still be measured; the cell stays missing
+            print(f"{title}: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        finally:
+            shutil.rmtree(out, ignore_errors=True)
+        head = {**cell.__dict__, "settings": {}, "model": cell.suite, "weights": weights}
+        arms.append(told.out, {**head, "threads": told.threads, "commit": commit, **found})
+        print(f"{title}: {found['accuracy']:.4f}, {found['whole']['cpu_seconds']:.1f} CPU s in all", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
