@@ -193,3 +193,40 @@ def test_work_of_a_pass_is_that_of_its_products(monkeypatch: pytest.MonkeyPatch)
     assert frozen_text.flop(config, [7]) == counter.get_total_flops()
     minilm = SimpleNamespace(hidden_size=384, intermediate_size=1536, num_hidden_layers=6)
     assert frozen_text.flop(minilm, [27]) / 27 == pytest.approx(21.5e6, rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------------- starters
+def test_cells_of_the_starters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds outermost, each starter on its own sets; the table takes a line as one of arms.py."""
+    found = loaded("starters", monkeypatch)
+    cells = found.cells(["starter-bytes"], 2, ["sms_spam", "cifar10"], ["scratch", "two-stage"], [10])
+    assert [(c.suite, c.data, c.labels, c.arm, c.seed) for c in cells] == [
+        ("starter-bytes", "sms_spam", 10, arm, seed) for seed in (0, 1) for arm in ("scratch", "two-stage")
+    ]
+    assert len(found.cells(list(found.SETS), 6, [], found.ARMS, found.LABELS)) == 6 * 6 * 2 * 4
+    with pytest.raises(SystemExit, match="2"):
+        found.main(["--starters", "starter-of-nothing"])
+
+
+def test_a_longer_scratch_is_the_plan_scratch_for_four_times_as_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = loaded("starters", monkeypatch)
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    def ours(cell: Any, rows: Any, model: Any, settings: dict[str, Any], out: Path) -> dict[str, Any]:
+        seen.append((cell.arm, settings))
+        return {}
+
+    monkeypatch.setattr(found.arms, "ours", ours)
+    rows = {"train": [{"text": str(i), "label": str(i % 2)} for i in range(400)]}
+    for arm in found.ARMS:
+        found.measured(found.arms.Cell("starter-bytes", "default", "sms_spam", 100, arm, 0), rows, tmp_path)
+    assert seen == [("scratch", {}), ("frozen", {}), ("two-stage", {}), ("scratch", {"epochs": 40})]
+
+
+def test_rows_of_the_starters_sets(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    found = loaded("starters", monkeypatch)
+    (source,) = (one for one in found.SETS["starter-bytes"] if one.name == "sms_spam")
+    first, again = (found.splits(source, shared_data) for _ in range(2))
+    assert first == again and set(first["train"][0]) == {"text", "label"}
+    share = [np.mean([row["label"] == "spam" for row in part]) for part in first.values()]
+    assert share[0] == pytest.approx(share[1], abs=0.005) and len(first["test"]) <= found.MOST_TESTED

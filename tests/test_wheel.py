@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from . import tiny
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,3 +41,12 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path, minilm: Path) -> Non
     )
     (line,) = said("-m", "affinage", "predict", "--run", "run", "a fine film").splitlines()
     assert json.loads(line)["label"] in ("good", "bad")
+
+    packed = {one["name"]: one for one in json.loads(said("-m", "affinage", "models", "--json")) if one["where"] == "starter"}
+    assert set(packed) == {path.parent.name for path in (ROOT / "affinage" / "starters").glob("*/starter.json")}
+    assert all(Path(one["path"]).is_relative_to(tmp_path / "site") for one in packed.values())
+    data = tiny.pictures(tmp_path / "pictures", 12, 0, 6)
+    said("-m", "affinage", "fit", "--model", "starter", "--data", str(data), "--plan", "frozen", "--out", "seen")
+    assert json.loads((empty / "seen" / "run.json").read_text())["model"]["source"] == "starter-vision"
+    rows = str(tmp_path / "rows.csv")
+    said("-m", "affinage", "fit", "--model", "starter-bytes", "--data", rows, "--plan", "frozen", "--out", "read")

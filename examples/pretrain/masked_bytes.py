@@ -17,6 +17,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus
@@ -118,8 +119,8 @@ class Masked:
         hidden = torch.rand(ids.shape) < START
         hidden[:, 1:] |= hidden[:, :-1].clone()
         hidden[:, 1:] |= hidden[:, :-1].clone()
-        hidden[:, 1] |= ~hidden.any(1)  # every row asks for something
         hidden &= ids >= FIRST
+        hidden[:, 1] |= ~hidden.any(1)  # every row asks for something
         self.asked = torch.where(hidden, ids, -100)
         other = torch.where(torch.rand(ids.shape) < 0.5, ids, torch.randint(FIRST, FIRST + 256, ids.shape))
         found["input_ids"] = torch.where(hidden, torch.where(torch.rand(ids.shape) < SHOWN, other, MASK), ids)
@@ -212,8 +213,8 @@ def main(words: Sequence[str] | None = None) -> Path:
         tensors, state = fitting.state()
         checkpoint.save(told.out / "checkpoints", fitting.progress.step, tensors, state | {"records": records.count})
 
-    fitting.run(evaluate, records, save, lambda count, words: None)
-    records.close()
+    with closing(records):
+        fitting.run(evaluate, records, save, lambda count, words: None)
     model.eval().save_pretrained(told.out)
     made.save_pretrained(told.out)
     fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()
