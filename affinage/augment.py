@@ -25,7 +25,13 @@ def augmented(pixels: torch.Tensor, strength: str) -> torch.Tensor:
     theta[:, 1, 2] = torch.empty(b).uniform_(-1, 1) * free
     grid = affine_grid(theta.to(pixels.device), list(pixels.shape), align_corners=False)
     out = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return recoloured(out, colour)
+
+
+def recoloured(pixels: torch.Tensor, colour: float) -> torch.Tensor:
+    """(B, 3, H, W) with contrast and tint changed by up to `colour` of a deviation."""
+    b = len(pixels)
     gain = torch.empty(b, 1, 1, 1).uniform_(1 - colour, 1 + colour).to(pixels.device)
     bias = torch.empty(b, 3, 1, 1).uniform_(-colour, colour).to(pixels.device) * 0.5
-    mean = out.mean((2, 3), keepdim=True)
-    return (out - mean) * gain + mean + bias
+    mean = pixels.mean((2, 3), keepdim=True)
+    return (pixels - mean) * gain + mean + bias
