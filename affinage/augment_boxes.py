@@ -1,4 +1,4 @@
-"""Pictures with boxes changed at random while training, a whole batch at a time: flip, crop, scale, colour; the boxes move along."""
+"""Pictures with boxes changed at random while training, a batch at a time: flip, crop, scale, colour; the boxes move along."""
 
 from __future__ import annotations
 

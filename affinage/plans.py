@@ -69,7 +69,8 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
     if not solves:
         rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE
-        solve = _converged(Stage("head", "fit", (("head", rate), ("*", None)), batch=batch), rows)
+        alone = Stage("head", "fit", (("head", rate), ("*", None)), batch=batch, accumulate=wishes.accumulate)
+        solve = _converged(alone, rows, wishes.epochs if name == "frozen" or wishes.unfreeze == 0 else None)
     if name == "frozen" or wishes.unfreeze == 0:
         return Plan(name, (solve,))
     fresh = name == "scratch"
@@ -111,13 +112,13 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     return Plan(name, (solve, fit))
 
 
-def _converged(stage: Stage, rows: int) -> Stage:
+def _converged(stage: Stage, rows: int, wish: int | None) -> Stage:
     """The head alone, on what reaches it, computed once: steps are cheap, so it goes on until it gains nothing.
 
     With a validation split that is told by its score; without one by the training loss, whose gain must be a thousandth in one
-    of `patience` epochs.
+    of `patience` epochs. `wish`: the epochs that were asked for, where this is the only stage.
     """
-    epochs = max(passes(rows, stage.batch), math.ceil(HEAD_STEPS / math.ceil(rows / stage.batch)))
+    epochs = wish or max(passes(rows, stage.batch), math.ceil(HEAD_STEPS / math.ceil(rows / stage.batch)))
     return replace(stage, epochs=epochs, schedule="constant", patience=max(3, epochs // 10), tolerance=1e-3)
 
 

@@ -43,6 +43,7 @@ FLOORS: dict[int, set[str]] = {
         "labels",
         "lora",
         "net",
+        "pictures",
         "plans",
         "pooling",
         "pretrained",

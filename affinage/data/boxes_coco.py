@@ -62,7 +62,8 @@ def _splits(folder: Path) -> dict[str, Path]:
             word = WORD.search(file.stem)
             split = SPLITS[word[1].lower()] if word else None
             if split in found:
-                raise AffinageError(f"{folder} holds {found[split].name} and {file.name} for one split; remove one, or name a file")
+                both = f"{found[split].name} and {file.name}"
+                raise AffinageError(f"{folder} holds {both} for one split; remove one, or name a file")
             if split is not None:
                 found[split] = file
         if len(files) == 1 and not found:
@@ -103,7 +104,7 @@ def _table(path: Path) -> Table:
                             "paths count from the folder of the file")  # fmt: skip
     unreadable += [(f"{path.name}: image {number}", "boxes of an image that is not listed") for number in things]
     order = tuple(dict.fromkeys(names[number] for number in sorted(names)))
-    return Table("image", inputs, targets, ids, order, tuple(unreadable))
+    return Table("image", inputs, targets, ids, order, tuple(unreadable), "boxes")
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -133,5 +134,6 @@ def _corners(box: Any, number: Any, where: str) -> list[float]:
     try:
         x, y, width, height = (float("nan") if value is None else float(value) for value in box)
     except (TypeError, ValueError):
-        raise AffinageError(f"{where}: annotation {number} has the bbox {str(box)[:60]}; expected [x, y, width, height]") from None
+        said = f"annotation {number} has the bbox {str(box)[:60]}"
+        raise AffinageError(f"{where}: {said}; expected [x, y, width, height]") from None
     return [x, y, x + width, y + height]

@@ -89,7 +89,7 @@ def _table(root: Path, split: str, pairs: Iterable[tuple[Path, Path]]) -> Table:
     if not inputs and all(why == "no such file" for _, why in unreadable):
         raise AffinageError(f"none of the {len(unreadable)} pictures of {split} is in {root / 'JPEGImages'}, "
                             f"first {unreadable[0][0] if unreadable else UNLABELLED}")  # fmt: skip
-    return Table("image", inputs, targets, ids, None, tuple(unreadable))
+    return Table("image", inputs, targets, ids, None, tuple(unreadable), "boxes")
 
 
 def things(path: Path) -> tuple[list[str], list[list[float]], list[bool]]:

@@ -90,7 +90,7 @@ def _table(pictures: list[Path], classes: dict[int, str], file: Path) -> Table:
         inputs.append(picture)
         targets.append(cleaned(*found, size))
         ids.append(name)
-    return Table("image", inputs, targets, ids, tuple(classes[n] for n in sorted(classes)), tuple(unreadable))
+    return Table("image", inputs, targets, ids, tuple(classes[n] for n in sorted(classes)), tuple(unreadable), "boxes")
 
 
 def _named(picture: Path, base: Path) -> str:

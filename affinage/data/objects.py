@@ -44,6 +44,23 @@ def things(cell: Any, classes: Sequence[str] | None, size: tuple[int, int], row:
     return cleaned([_name(kind, classes, row) for kind in kinds], corners, size, crowd)
 
 
+def stand_in(cells: Sequence[Any]) -> bool:
+    """Whether these cells hold boxes: a class is a name or a number."""
+    first = next((cell for cell in cells if cell is not None), None)
+    return isinstance(first, dict | list | tuple)
+
+
+def declared(feature: Any) -> tuple[str, ...] | None:
+    """The class names anywhere within a column's declared type, `datasets`' own or its JSON."""
+    names = feature.get("names") if isinstance(feature, dict) else getattr(feature, "names", None)
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    inner = list(feature.values()) if isinstance(feature, dict) else [getattr(feature, "feature", None)]
+    inner = feature if isinstance(feature, list) else inner
+    return next((found for one in inner if isinstance(one, dict | list) or hasattr(one, "feature") or hasattr(one, "names")
+                 if (found := declared(one))), None)  # fmt: skip
+
+
 def _column(cell: dict[str, Any], names: Sequence[str]) -> Any:
     return next((cell[name] for name in names if name in cell), None)
 

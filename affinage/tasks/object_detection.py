@@ -14,8 +14,8 @@ import numpy as np
 from affinage.boxes import Boxes
 from affinage.errors import AffinageError
 from affinage.measure import detection
-from affinage.pictures import ImageRows, affine, encoded, opened
-from affinage.types import Answers, Batch, Data, Split, Task
+from affinage.pictures import ImageRows, encoded, opened
+from affinage.types import Answers, Batch, Data, Rows, Split, Task
 
 if TYPE_CHECKING:
     import torch
@@ -195,10 +195,10 @@ class ObjectDetection(Task):
         from PIL import Image
 
         whole = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*canvas, 3)).astype(np.uint8))
-        rows = encoded(inputs, processor, affine(processor, whole))
+        rows = encoded(inputs, processor, whole)
         return DetectionRows(rows, np.array([_fitted(_size(thing), canvas) for thing in inputs]).reshape(-1, 2))
 
-    def aims(self, targets: Sequence[Any], processor: Any, model: Any) -> BoxAims:
+    def aims(self, targets: Sequence[Any], rows: Rows, processor: Any, model: Any) -> BoxAims:
         things = []
         for boxes in targets:
             taught = ~boxes.crowd & (boxes.classes >= 0)
@@ -229,7 +229,9 @@ class ObjectDetection(Task):
         return outputs.loss
 
     # ------------------------------------------------------------------------------------------------------- answers
-    def answer(self, forward: Callable[..., Any], batch: Batch, processor: Any, targets: Any = None) -> list[dict[str, Any]]:
+    def answer(
+        self, forward: Callable[..., Any], batch: Batch, lengths: np.ndarray, processor: Any, targets: Any = None
+    ) -> list[dict[str, Any]]:
         """For each picture up to 100 boxes, the surest first: `boxes` (shares of the picture), `scores`, `classes`."""
         outputs = forward(**batch)
         outputs = _Said(outputs.logits.float(), outputs.pred_boxes.float())
@@ -246,7 +248,7 @@ class ObjectDetection(Task):
             )
         return found
 
-    def score(self, answers: Answers, targets: Sequence[Any]) -> dict[str, Any]:
+    def score(self, answers: Answers, targets: Sequence[Any] | np.ndarray) -> dict[str, Any]:
         return detection.scores(answers, targets)
 
     def schema(self) -> Any:
@@ -281,18 +283,22 @@ class ObjectDetection(Task):
                 "said": [_told(answers[i], split.targets[i].size, names) for i in part],
             }
 
-    def said(self, answers: Answers, names: Sequence[str], inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """For each picture its `width` and `height`, and the `boxes` that the model is sure of (0.5 or more): `label`, `score` and
-        `box`, x0 y0 x1 y1 in pixels."""
+    def completed(self, answers: Answers, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """With the `size` (width, height) of each picture."""
+        return [{**answer, "size": list(_size(thing))} for answer, thing in zip(answers, inputs, strict=True)]
+
+    def said(self, answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
+        """For each picture the `boxes` that the model is sure of (0.5 or more): `label`, `score` and `box`, x0 y0 x1 y1, in pixels
+        of a picture of `width` and `height`; as shares of it where these are not known."""
         found = []
-        for answer, thing in zip(answers, inputs, strict=True):
-            size = _size(thing)
+        for answer in answers:
+            size = answer.get("size")
             boxes = [
-                {"label": box["class"], "score": box["score"], "box": [round(v, 2) for v in box["box"]]}
-                for box in _told(answer, size, names)
+                {"label": box["class"], "score": box["score"], "box": [round(v, 2 if size else 4) for v in box["box"]]}
+                for box in _told(answer, size or (1, 1), names)
                 if box["score"] >= SURE
             ]
-            found.append({"width": size[0], "height": size[1], "boxes": boxes})
+            found.append({**({"width": size[0], "height": size[1]} if size else {}), "boxes": boxes})
         return found
 
 
@@ -319,22 +325,17 @@ def one_size(processor: Any, model: Any) -> Any:
     short, long = size.get("shortest_edge"), size.get("longest_edge")
     if not short or size.get("height"):
         return processor
+    form = dict if isinstance(processor.size, dict) else type(processor.size)
     if "pixel_mask" in inspect.signature(model.forward).parameters:
-        long = long or short
-        processor.size = type(processor.size)(max_height=short, max_width=long) if _sized(processor) else None
-        processor.size = processor.size or {"max_height": short, "max_width": long}
-        processor.pad_size = {"height": short, "width": long}
+        processor.size = form(max_height=short, max_width=max(long or short, short))
+        processor.pad_size = form(height=short, width=max(long or short, short))
         processor.do_pad = True
     else:
         patch = getattr(model.config, "patch_size", 1)
         side = max(patch, short // patch * patch)
-        processor.size = {"height": side, "width": side}
+        processor.size = form(height=side, width=side)
         processor.do_pad = False
     return processor
-
-
-def _sized(processor: Any) -> bool:
-    return not isinstance(processor.size, dict)
 
 
 def _canvas(processor: Any) -> tuple[int, int] | None:
