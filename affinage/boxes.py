@@ -52,20 +52,21 @@ def cleaned(classes: Sequence[str], boxes: Any, size: tuple[int, int], crowd: Se
     Left out and counted: what is not finite (broken), has no area (empty), or lies outside. Clipped ones are counted too.
     """
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
-    many = np.zeros(len(corners), bool) if crowd is None else np.asarray(crowd, bool)
+    many: np.ndarray = np.zeros(len(corners), bool) if crowd is None else np.asarray(crowd, bool)
     names = np.empty(len(corners), object)
     names[:] = [str(name) for name in classes]
     ends = np.array([*size, *size], np.float64)
-    finite = np.isfinite(corners).all(1)
+    finite: np.ndarray = np.isfinite(corners).all(1)
     safe = np.where(finite[:, None], corners, 0)
     inside = np.clip(safe, 0, ends)
     area = finite & (safe[:, 2] > safe[:, 0]) & (safe[:, 3] > safe[:, 1])
     good = area & (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
+    moved: np.ndarray = np.abs(inside - safe).max(1, initial=0) > MOVED
     counts = {
         BROKEN: int((~finite).sum()),
         EMPTY: int((finite & ~area).sum()),
         OUTSIDE: int((area & ~good).sum()),
-        CLIPPED: int((good & (np.abs(inside - safe).max(1, initial=0) > MOVED)).sum()),
+        CLIPPED: int((good & moved).sum()),
     }
     faults = tuple((what, count) for what, count in counts.items() if count)
     return Boxes(names[good], inside[good], many[good], size, faults)

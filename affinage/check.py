@@ -362,11 +362,15 @@ def _boxes(data: Data) -> list[Finding]:
                 found.append(Finding(f"box-{fault}", "warning", message, rows))
         crowds = sum(int(target.crowd.sum()) for target in split.targets)
         if crowds:
-            message = f"{crowds} boxes of {name} are crowds or hard to tell: not taught, and neither right nor wrong in the scores"
+            message = (
+                f"{crowds} boxes of {name} are crowds or hard to tell: not taught, and neither right nor wrong in the scores"
+            )
             found.append(Finding("box-crowd", "warning", message))
         rows = tuple((name, row, "", "") for row, target in zip(split.ids, split.targets, strict=True) if not len(target))
         if rows:
-            message = f"{len(rows)} of {len(split)} pictures of {name} have no box: they are kept, as ones where nothing is to be found"
+            message = (
+                f"{len(rows)} of {len(split)} pictures of {name} have no box: they are kept, as ones where nothing is to be found"
+            )
             found.append(Finding("no-boxes", "warning", message, rows))
     counted = Counter(str(kind) for target in data.train.targets for kind in target.classes[~target.crowd])
     if not counted:
@@ -376,7 +380,8 @@ def _boxes(data: Data) -> list[Finding]:
         new = [{str(kind) for kind in target.classes} - counted.keys() for target in split.targets]
         rows = tuple((name, row, "", "") for row, kinds in zip(split.ids, new, strict=True) if kinds)
         if rows:
-            message = f"{len(rows)} pictures of {name} have boxes of classes that train does not have ({_few(sorted(set().union(*new)))})"
+            named = _few(sorted(set().union(*new)))
+            message = f"{len(rows)} pictures of {name} have boxes of classes that train does not have ({named})"
             found.append(Finding("label-only-in-test", "warning", message, rows))
     rare = sorted(kind for kind, count in counted.items() if count < 2)
     if rare:

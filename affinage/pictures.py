@@ -1,9 +1,9 @@
-"""Pictures as rows: opened whatever they come as, resized as the checkpoint's processor does it, kept as bytes where that can be."""
+"""Pictures as rows: opened whatever they come as, resized as the checkpoint's processor does it, kept as bytes where they can."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,27 @@ def opened(picture: Any) -> Image:
     except Exception as error:  # a decoder may raise anything on a broken file
         why = str(error).split("<_io.")[0].strip()  # Pillow names the buffer that it was given
         raise AffinageError(f"cannot read the picture {name} ({why}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+
+
+COLOURS = ("#ff7a2f", "#2f9bff", "#39c46a", "#f2c418", "#b76bff", "#ff5fa2", "#19c2c2", "#a58a6f")
+
+
+def drawn(picture: Any, boxes: Sequence[Mapping[str, Any]]) -> Image:
+    """The picture with each of `boxes` (`box` x0 y0 x1 y1 in pixels, `label`, `score`) drawn on it, a colour a class."""
+    from PIL import ImageDraw
+
+    image = opened(picture)
+    pen, names = ImageDraw.Draw(image), sorted({str(one["label"]) for one in boxes})
+    wide = max(1, round(max(image.size) / 300))
+    for one in sorted(boxes, key=lambda one: float(one["score"])):  # the surest on top
+        colour = COLOURS[names.index(str(one["label"])) % len(COLOURS)]
+        x0, y0, x1, y1 = one["box"]
+        pen.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=wide)
+        words = f"{one['label']} {one['score']:.2f}"
+        left, top, right, bottom = pen.textbbox((x0, y0), words)
+        pen.rectangle([left, top - 1, right + 2, bottom + 1], fill=colour)
+        pen.text((x0 + 1, y0), words, fill="white")
+    return image
 
 
 def affine(processor: Any, sample: Image) -> tuple[np.ndarray, np.ndarray] | None:

@@ -95,7 +95,9 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
     numbers: list[int] | None
     if unfreeze == DECODER:
         if not any(fnmatchcase(name, "*decoder.*") for name in net.parameters):
-            raise AffinageError(f"this network has no decoder: '{DECODER}' is for detectors and the like; use 'all', 2 or 'blocks.-2:'")
+            raise AffinageError(
+                f"this network has no decoder: '{DECODER}' is for detectors and the like; use 'all', 2 or 'blocks.-2:'"
+            )
         return (("head", head_rate), ("*decoder.*", rate), ("*", None))
     if isinstance(unfreeze, int):
         if not 0 <= unfreeze <= count:

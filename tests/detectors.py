@@ -44,7 +44,9 @@ def conditional_detr() -> tuple[Any, Any]:
 
 
 def deformable_detr(**more: Any) -> tuple[Any, Any]:
-    config = T.DeformableDetrConfig(backbone_config=_resnet(*_THREE), num_feature_levels=3, **_NATIVE, **_DETR, **more)
+    config = T.DeformableDetrConfig(
+        backbone_config=_resnet(*_THREE), num_feature_levels=3, **_NATIVE, **(_DETR | {"d_model": 32}), **more
+    )
     return T.DeformableDetrForObjectDetection(config), T.DeformableDetrImageProcessorPil(size=FORM, **PLAIN)
 
 
@@ -97,7 +99,9 @@ def pictures(folder: Path, train: int = 12, validation: int = 6, test: int = 6, 
                 side = int(draw.integers(12, 24))
                 x, y = int(draw.integers(0, size[0] - side)), int(draw.integers(0, size[1] - side))
                 kind = (i + j) % 2
-                (pen.rectangle if kind else pen.ellipse)([x, y, x + side - 1, y + side - 1], fill=(220, 180, 40) if kind else (60, 200, 240))
+                (pen.rectangle if kind else pen.ellipse)(
+                    [x, y, x + side - 1, y + side - 1], fill=(220, 180, 40) if kind else (60, 200, 240)
+                )
                 notes.append({"id": len(notes) + 1, "image_id": i, "category_id": kind, "bbox": [x, y, side, side], "iscrowd": 0})
             name = f"images/{split}-{i}.png"
             picture.save(folder / name)

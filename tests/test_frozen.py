@@ -17,8 +17,8 @@ import affinage
 from affinage import frozen, record, store
 from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
-from affinage.store import Store
 from affinage.pictures import ImageRows
+from affinage.store import Store
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage
 from affinage.views import Augmented, Views

@@ -35,7 +35,9 @@ class Shard(NamedTuple):
 
 def large(shards: Sequence[Shard]) -> bool:
     """Whether these inputs together are more than what stays in memory."""
-    boxes = any(shard.label.casefold() in objects.OBJECTS for shard in shards)  # their cells are no labels that a spool could keep
+    boxes = any(
+        shard.label.casefold() in objects.OBJECTS for shard in shards
+    )  # their cells are no labels that a spool could keep
     return not boxes and sum(shard.bytes + A_CELL * shard.rows for shard in shards) > limit()
 
 

@@ -1,7 +1,7 @@
 """Scores of a detector: average precision as COCO defines it (by faster-coco-eval), where it is right, and where it misses.
 
-An answer for one picture is {"boxes": (m, 4) x0 y0 x1 y1 as shares of the picture, "scores": (m,), "classes": (m,)}, in lists; the
-truth is a `Boxes` with class numbers, -1 for a class that the model never saw.
+An answer for one picture is {"boxes": (m, 4) x0 y0 x1 y1 as shares of it, "scores": (m,), "classes": (m,)}, in lists; the truth
+is a `Boxes` with class numbers, -1 for a class that the model never saw.
 """
 
 from __future__ import annotations
@@ -135,7 +135,9 @@ def _evaluated(answers: Sequence[Answer], targets: Sequence[Boxes]) -> Any:
     module = needed()
     numbers = [int(c) for truth in targets for c in truth.classes] + [int(c) for answer in answers for c in answer["classes"]]
     count = max(numbers, default=-1) + 1
-    images, things, said = [], [], []
+    images: list[dict[str, Any]] = []
+    things: list[dict[str, Any]] = []
+    said: list[dict[str, Any]] = []
     for i, (answer, truth) in enumerate(zip(answers, targets, strict=True)):
         images.append({"id": i, "width": truth.size[0], "height": truth.size[1]})
         for kind, (x0, y0, x1, y1), many in zip(truth.classes.tolist(), truth.boxes.tolist(), truth.crowd.tolist(), strict=True):

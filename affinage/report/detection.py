@@ -1,4 +1,4 @@
-"""What a detector did, as parts of the page: pictures with true and found boxes, worst first; precision and recall; each class."""
+"""What a detector did, as parts of the page: the worst pictures with all boxes; each class; precision and recall."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def pictures(found: Found) -> str:
         "have the most of both.</p>"
     )
     key = (
-        '<p class="soft small"><span class="key" style="background:var(--soft)"></span>found '
-        '<span class="key" style="background:var(--accent);margin-left:1em"></span>missed (broken line) or false (full line, with '
-        "its class and score)</p>"
+        '<p class="soft small"><span class="key" style="background:#f4f1ea;border:1px solid var(--soft)"></span>found '
+        '<span class="key" style="background:#ff7a2f;margin-left:1em"></span>missed (broken line) or false (full '
+        "line); the name comes up when it is pointed at</p>"
     )
     order = sorted((one for one in looked if one[2].get("picture")), key=lambda one: -(one[0] + one[1]))[:MOST_PICTURES]
     figures = [_figure(found, *one) for one in order]
@@ -180,7 +180,7 @@ def curves(found: Found) -> str:
     if not plots:
         return ""
     return (
-        '<section><h2>Precision and recall</h2><p class="soft small">Across: the share of the things that are found. Up: the share '
-        "of boxes that are right, as COCO draws it: at each recall the best that is still to come. A line ends where no more is "
+        '<section><h2>Precision and recall</h2><p class="soft small">Across: the share of things found. Up: the share of '
+        "boxes that are right, as COCO draws it: at each recall the best that is still to come. A line ends where no more is "
         f'found.</p><div class="two">{"".join(plots)}</div></section>'
     )

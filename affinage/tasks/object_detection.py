@@ -1,4 +1,4 @@
-"""Object detection: a picture in, boxes with classes out, by the detectors of transformers that learn by matching (DETR's kin)."""
+"""Object detection: a picture in, boxes with classes out, by the detectors of transformers that learn by matching (DETR)."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class ObjectDetection(Task):
             name: replace(split, targets=self.known(split.targets, names, data.source, some=name == "train"))
             for name, split in data.splits()
         }
-        return replace(data, classes=names, **splits), names
+        return replace(data, classes=names).with_splits(**splits), names
 
     def known(self, targets: Sequence[Any], names: Sequence[str], source: str, *, some: bool = True) -> list[Boxes]:
         """Class numbers in place of names; -1 for what is none of `names`. `some`: refuse where none is known."""
@@ -249,7 +249,7 @@ class ObjectDetection(Task):
         return found
 
     def score(self, answers: Answers, targets: Sequence[Any] | np.ndarray) -> dict[str, Any]:
-        return detection.scores(answers, targets)
+        return detection.scores(answers, list(targets))
 
     def schema(self) -> Any:
         import pyarrow as pa
@@ -288,8 +288,10 @@ class ObjectDetection(Task):
         return [{**answer, "size": list(_size(thing))} for answer, thing in zip(answers, inputs, strict=True)]
 
     def said(self, answers: Answers, names: Sequence[str]) -> list[dict[str, Any]]:
-        """For each picture the `boxes` that the model is sure of (0.5 or more): `label`, `score` and `box`, x0 y0 x1 y1, in pixels
-        of a picture of `width` and `height`; as shares of it where these are not known."""
+        """For each picture the `boxes` that the model is sure of (0.5 or more): `label`, `score` and `box`.
+
+        The box is x0 y0 x1 y1 in pixels of a picture of `width` and `height`; in shares of it where these are not known.
+        """
         found = []
         for answer in answers:
             size = answer.get("size")

@@ -91,7 +91,9 @@ def texture(side: int, draw: np.random.Generator, photos: Sequence[bytes] = ()) 
     return ground.astype(np.float32)
 
 
-def scene(side: int, draw: np.random.Generator, photos: Sequence[bytes] = ()) -> tuple[Image.Image, list[tuple[str, list[float]]]]:
+def scene(
+    side: int, draw: np.random.Generator, photos: Sequence[bytes] = ()
+) -> tuple[Image.Image, list[tuple[str, list[float]]]]:
     """A picture and, for each thing in it, (class, [x, y, width, height] in pixels)."""
     canvas = texture(side, draw, photos)
     crowd = draw.random() < 0.4  # many alike, as cells under a microscope

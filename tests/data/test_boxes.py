@@ -161,9 +161,16 @@ def test_real_sets(shared_data: Path, tmp_path: Path) -> None:
 
 def test_faulty_boxes_are_counted_and_the_picture_stays(tmp_path: Path) -> None:
     pictures(tmp_path)
-    coco(tmp_path / "train.json", {"a.jpg": [("cat", float("nan"), 0, 5, 5), ("cat", -9, 0, 5, 5), ("dog", 3, 3, 3, 9)], "b.jpg": []})
+    coco(
+        tmp_path / "train.json",
+        {"a.jpg": [("cat", float("nan"), 0, 5, 5), ("cat", -9, 0, 5, 5), ("dog", 3, 3, 3, 9)], "b.jpg": []},
+    )
     targets = read(tmp_path).train.targets
-    assert plain(targets[0]) == [("cat", 0.0, 0.0, 5.0, 5.0)] and dict(targets[0].faults) == {"broken": 1, "empty": 1, "clipped": 1}
+    assert plain(targets[0]) == [("cat", 0.0, 0.0, 5.0, 5.0)] and dict(targets[0].faults) == {
+        "broken": 1,
+        "empty": 1,
+        "clipped": 1,
+    }
     assert len(targets[1]) == 0 and targets[1].faults == ()
 
 
@@ -198,7 +205,7 @@ def test_annotations_without_their_picture(tmp_path: Path) -> None:
     assert read(tmp_path).unreadable == (("train.json: image 404", "boxes of an image that is not listed"),)
     for name in THINGS:
         (tmp_path / name).unlink()
-    with pytest.raises(AffinageError, match="none of the 3 pictures that train.json names is there"):
+    with pytest.raises(AffinageError, match=r"none of the 3 pictures that train\.json names is there"):
         read(tmp_path)
 
 
@@ -259,7 +266,11 @@ def test_what_is_not_yolo(line: str, tmp_path: Path) -> None:
 
 def test_a_yaml_that_says_too_little(tmp_path: Path) -> None:
     pictures(yolo(tmp_path) / "images" / "train")
-    for text, words in (("names: [a]", "names no train"), ("train: images/train", "names no classes"), ("names: [a]\ntrain: x", "not in")):
+    for text, words in (
+        ("names: [a]", "names no train"),
+        ("train: images/train", "names no classes"),
+        ("names: [a]\ntrain: x", "not in"),
+    ):
         (tmp_path / "data.yaml").write_text(text, encoding="utf8")
         with pytest.raises(AffinageError, match=words):
             read(tmp_path)

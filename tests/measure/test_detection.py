@@ -35,7 +35,8 @@ def made(count: int, seed: int, crowd: bool = True) -> tuple[list[dict[str, Any]
         truth = targets[-1]
         pick = draw.integers(0, max(len(truth), 1), 2 * len(truth))
         said = truth.boxes[pick] + draw.normal(0, 3, (len(pick), 4)) if len(truth) else np.zeros((0, 4))
-        said = np.concatenate([said, draw.uniform(0, [100, 50, 100, 50], (3, 4)) + [0, 0, 20, 20]])
+        far = draw.uniform(0, [100, 50, 100, 50], (3, 4)) + np.array([0, 0, 20, 20])
+        said = np.concatenate([said, far])
         said[:, 2:] = np.maximum(said[:, 2:], said[:, :2] + 1)
         kinds = np.concatenate([np.where(draw.random(len(pick)) < 0.85, truth.classes[pick], 1), draw.integers(0, 3, 3)])
         answers.append(

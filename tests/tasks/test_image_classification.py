@@ -14,8 +14,8 @@ import torch
 import transformers as T
 from PIL import Image
 
-from affinage.errors import AffinageError
 from affinage import pictures
+from affinage.errors import AffinageError
 from affinage.pictures import opened
 from affinage.tasks.image_classification import task
 
