@@ -56,12 +56,12 @@ def cleaned(classes: Sequence[str], boxes: Any, size: tuple[int, int], crowd: Se
     names = np.empty(len(corners), object)
     names[:] = [str(name) for name in classes]
     ends = np.array([*size, *size], np.float64)
-    finite: np.ndarray = np.isfinite(corners).all(1)
+    finite = np.asarray(np.isfinite(corners).all(axis=1))
     safe = np.where(finite[:, None], corners, 0)
     inside = np.clip(safe, 0, ends)
     area = finite & (safe[:, 2] > safe[:, 0]) & (safe[:, 3] > safe[:, 1])
     good = area & (inside[:, 2] > inside[:, 0]) & (inside[:, 3] > inside[:, 1])
-    moved: np.ndarray = np.abs(inside - safe).max(1, initial=0) > MOVED
+    moved = np.asarray(np.abs(inside - safe).max(1, initial=0) > MOVED)
     counts = {
         BROKEN: int((~finite).sum()),
         EMPTY: int((finite & ~area).sum()),

@@ -1,4 +1,4 @@
-"""Reads pictures beside a metadata.jsonl (or .parquet) with a column `objects`, as `datasets` has it: a folder, or one a split."""
+"""Reads pictures beside a metadata.jsonl (or .parquet) with a column `objects`, as `datasets` has it: one folder, or many."""
 
 from __future__ import annotations
 

@@ -39,6 +39,12 @@ def title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
+def heading(name: str) -> str:
+    """The same at the beginning of a line: "Accuracy", but "mAP@.5" as it is."""
+    said = title(name)
+    return said if said[1:2].isupper() else said[:1].upper() + said[1:]
+
+
 def share(value: float) -> str:
     """0.9731 as "97.3 %"; one more digit above 99 %, where it tells models apart; never rounded up to 100."""
     digits = 2 if 0.99 < abs(value) < 1 else 1

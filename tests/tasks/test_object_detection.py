@@ -14,8 +14,8 @@ import torch
 import transformers as T
 from PIL import Image
 
+from affinage import cli, run
 from affinage import data as reading
-from affinage import run
 from affinage.boxes import cleaned
 from affinage.check import check
 from affinage.cut import Cut, Resumed, lowest
@@ -249,6 +249,12 @@ def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path) -> Non
     said = done.predict([source / "images" / "test-0.png"])
     assert said[0]["width"] == 80 and isinstance(said[0]["boxes"], list)
     assert done.evaluate(source)["map"] == record["test"]["map"]
+    words = ["predict", "--run", str(tmp_path / "run"), str(source / "images" / "test-0.png"), "--draw"]
+    assert cli.main([*words, str(tmp_path / "drawn")]) == 0
+    with Image.open(tmp_path / "drawn" / "0001-test-0.png") as picture:
+        assert picture.size == (80, 48)
+    (tmp_path / "file").write_text("", encoding="utf8")
+    assert cli.main([*words, str(tmp_path / "file")]) == 2
     T.pipeline(
         "object-detection",
         model=str(tmp_path / "run"),
