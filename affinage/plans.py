@@ -19,7 +19,8 @@ HAND_OVER = 0.3
 STEPS = 40
 HEAD_RATE = 3e-3  # of a head that trains alone: what it reads does not move
 HEAD_STEPS = 2_000  # updates at most of such a head, where there are few rows
-DEEP_STEPS = 300  # where it is more than one layer: each goes through what stands between them (a detector's decoder)
+DEEP_RATE = 1e-3  # where it is more than one layer: boxes that were learnt well are lost at more
+DEEP_STEPS = 300  # of such a one: each goes through what stands between its layers (a detector's decoder)
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
 
 
@@ -69,7 +70,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
     if not solves:
-        rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE
+        rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE if _one_layer(net) else DEEP_RATE
         alone = Stage("head", "fit", (("head", rate), ("*", None)), batch=batch, accumulate=wishes.accumulate)
         wish = wishes.epochs if name == "frozen" or wishes.unfreeze == 0 else None
         solve = _converged(alone, rows, wish, HEAD_STEPS if _one_layer(net) else DEEP_STEPS)

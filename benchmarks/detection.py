@@ -5,8 +5,8 @@
 
 One line a finished cell (pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost loop,
 then pictures. `base` is what examples/pretrain/detector.py leaves, `untaught` what its --untaught leaves: the same network, of
-which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates` updates, of 16 pictures
-each; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture alone is kept.
+which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates` updates of up to 16;
+in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture alone is kept.
 """
 
 from __future__ import annotations

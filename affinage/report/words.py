@@ -8,7 +8,20 @@ from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50", "wer", "cer"}  # said in percent
+SHARES = {
+    "accuracy",
+    "macro_f1",
+    "ece",
+    "precision",
+    "recall",
+    "f1",
+    "top5",
+    "map",
+    "map50",
+    "map75",
+    "wer",
+    "cer",
+}  # said in percent
 LOWER = {"wer", "cer", "loss", "log_loss"}  # the lower, the better
 
 TITLES = {
@@ -20,6 +33,7 @@ TITLES = {
     "cer": "character error rate",
     "map": "mAP@.5:.95",
     "map50": "mAP@.5",
+    "map75": "mAP@.75",
     "n": "rows",
 }
 

@@ -164,9 +164,7 @@ def test_boxes_are_those_of_the_pipeline(family: str, models: Any, source: Path,
     paths = [str(p) for p in reading.read(source).train.inputs[:4]]
     answers = answered(task, model.eval(), task.encode(paths, processor, model), processor, "fp32")
     said = task.said(task.completed(answers, paths), ("disc", "square"))
-    pipe = T.pipeline(
-        "object-detection", model=str(tmp_path), image_processor=T.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    )
+    pipe = T.pipeline("object-detection", model=str(tmp_path))
     compared = 0
     for path, ours in zip(paths, said, strict=True):
         with Image.open(path) as picture:
@@ -255,11 +253,7 @@ def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path) -> Non
         assert picture.size == (80, 48)
     (tmp_path / "file").write_text("", encoding="utf8")
     assert cli.main([*words, str(tmp_path / "file")]) == 2
-    T.pipeline(
-        "object-detection",
-        model=str(tmp_path / "run"),
-        image_processor=T.AutoImageProcessor.from_pretrained(tmp_path / "run", backend="pil"),
-    )(str(source / "images" / "test-0.png"))
+    T.pipeline("object-detection", model=str(tmp_path / "run"))(str(source / "images" / "test-0.png"))
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
