@@ -82,7 +82,7 @@ def fit(
     labels_per_class: Annotated[Word, _option("N", "Use only so many training rows a class.")] = None,
     validation: Annotated[Word, _option("SHARE|PATH", "A share of train, such as 0.2, or a path.")] = None,
     test: Annotated[Word, _option("PATH", "The test rows, where the data does not bring them.")] = None,
-    unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Which layers learn in the second stage.")] = None,
+    unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Layers that learn in stage 2; also head+decoder.")] = None,
     learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the unfrozen layers.")] = None,
     head_learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the head.")] = None,
     layer_decay: Annotated[Word, _option("auto|FACTOR", "Rate of a block over that of the block above.")] = None,

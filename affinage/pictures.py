@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
 PART = 256  # pictures that are decoded at once
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,36 @@ def opened(picture: Any) -> Image:
     except Exception as error:  # a decoder may raise anything on a broken file
         why = str(error).split("<_io.")[0].strip()  # Pillow names the buffer that it was given
         raise AffinageError(f"cannot read the picture {name} ({why}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+
+
+def size_of(source: Any) -> tuple[tuple[int, int], str]:
+    """((width, height), "") of a path, encoded bytes or a PIL image, upright; ((0, 0), why) of what is no picture, or too large.
+
+    From the header alone: nothing is decoded.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ours is the bound; broken EXIF and the like: the pixels decide
+            if isinstance(source, str | Path):
+                with Image.open(source) as image:
+                    return _size(image)
+            return _size(Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError:
+        return (0, 0), f"over {MOST_PIXELS // 1_000_000} megapixels"
+    except FileNotFoundError:
+        return (0, 0), "no such file"
+    except Exception:  # a decoder may raise anything on a broken file, and one broken file must not end the reading
+        return (0, 0), "not an image"
+
+
+def _size(image: Any) -> tuple[tuple[int, int], str]:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        return (0, 0), f"over {MOST_PIXELS // 1_000_000} megapixels"
+    turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+    return ((height, width) if turned else (width, height)), ""
 
 
 COLOURS = ("#ff7a2f", "#2f9bff", "#39c46a", "#f2c418", "#b76bff", "#ff5fa2", "#19c2c2", "#a58a6f")

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..boxes import cleaned
 from ..errors import AffinageError
+from ..pictures import size_of
 from ..types import Columns
 from .table import SPLITS, Table
-from .upright import size_of
 
 PARTS = (b'"images"', b'"annotations"', b'"categories"')  # what every COCO file of boxes has
 WORD = re.compile(r"(?:^|[^a-z])(train|val|valid|validation|dev|test)(?:\d{4})?(?:$|[^a-z])", re.I)  # instances_val2017.json

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 
 from ..boxes import cleaned
 from ..errors import AffinageError
+from ..pictures import size_of
 from ..types import Columns
 from .table import IMAGES, SPLITS, UNLABELLED, Table
-from .upright import size_of
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 HELD = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}  # names in ImageSets/Main

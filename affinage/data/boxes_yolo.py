@@ -7,9 +7,9 @@ from typing import Any
 
 from ..boxes import cleaned
 from ..errors import AffinageError
+from ..pictures import size_of
 from ..types import Columns
 from .table import IMAGES, SPLITS, Table
-from .upright import size_of
 
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 

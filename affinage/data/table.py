@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from ..errors import AffinageError, nearest
+from ..pictures import size_of
 from ..types import Columns, Labels
 from . import objects
 from .objects import OBJECTS
-from .upright import size_of
 
 TEXT = ("text", "sentence")  # column names that need no flag, in order of preference
 IMAGE = ("image", "img", "file_name", "path")

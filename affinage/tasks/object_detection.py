@@ -14,7 +14,7 @@ import numpy as np
 from affinage.boxes import Boxes
 from affinage.errors import AffinageError
 from affinage.measure import detection
-from affinage.pictures import ImageRows, encoded, opened
+from affinage.pictures import ImageRows, encoded, opened, size_of
 from affinage.types import Answers, Batch, Data, Rows, Split, Task
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ def _size(thing: Any) -> tuple[int, int]:
     """(width, height) of the upright picture."""
     if isinstance(thing, np.ndarray):
         return int(thing.shape[1]), int(thing.shape[0])
-    return opened(thing).size
+    return size_of(thing)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- records

@@ -15,8 +15,8 @@ from PIL import Image
 from affinage.boxes import Boxes
 from affinage.data import boxes_coco, boxes_voc, boxes_yolo, read
 from affinage.data.objects import things
-from affinage.data.upright import size_of
 from affinage.errors import AffinageError
+from affinage.pictures import size_of
 
 THINGS = {  # picture -> (name, x0, y0, x1, y1); the third picture has none
     "a.jpg": [("cat", 4, 2, 20, 18), ("dog", 10, 10, 40, 30)],
