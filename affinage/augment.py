@@ -52,11 +52,11 @@ def augmented(pixels: torch.Tensor, strength: str) -> torch.Tensor:
     theta[:, 1, 0], theta[:, 1, 1] = across * angle.sin(), down * angle.cos()
     grid = affine_grid(theta.to(where), list(pixels.shape), align_corners=False)
     out = grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    out = _recoloured(out, colour)
+    out = recoloured(out, colour)
     return _with_holes(out, holes) if holes else out
 
 
-def _recoloured(pixels: torch.Tensor, most: float) -> torch.Tensor:
+def recoloured(pixels: torch.Tensor, most: float) -> torch.Tensor:
     """Contrast and saturation as one matrix over the channels, and a shift of each; the mean of a picture stays."""
     b, where = len(pixels), pixels.device
     gain = torch.empty(b, 1, 1).uniform_(1 - most, 1 + most)

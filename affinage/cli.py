@@ -82,7 +82,7 @@ def fit(
     labels_per_class: Annotated[Word, _option("N", "Use only so many training rows a class.")] = None,
     validation: Annotated[Word, _option("SHARE|PATH", "A share of train, such as 0.2, or a path.")] = None,
     test: Annotated[Word, _option("PATH", "The test rows, where the data does not bring them.")] = None,
-    unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Which layers learn in the second stage.")] = None,
+    unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Layers that learn in stage 2; also head+decoder.")] = None,
     learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the unfrozen layers.")] = None,
     head_learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the head.")] = None,
     layer_decay: Annotated[Word, _option("auto|FACTOR", "Rate of a block over that of the block above.")] = None,
@@ -184,18 +184,21 @@ def predict(
     inputs: Annotated[
         list[str], typer.Argument(metavar="INPUT...", help="Text, files, folders of images, or - for lines of standard input.")
     ],
+    draw: Annotated[Word, _option("DIR", "Object detection: save each picture there, with its boxes drawn on it.")] = None,
 ) -> None:
     """Predict, one JSON line an input."""
     from affinage.run import load
 
     loaded = load(run)
+    if draw is not None and loaded.task.labels != "boxes":
+        raise AffinageError(f"--draw is for object detection, and this run does {loaded.task.name}: leave it out")
     things = list(_expand(inputs, loaded.task.kind))
     if not things:
         raise AffinageError(
             "nothing to predict: the inputs hold no line and no image; expected text, image files or folders of images"
         )
     step = 256  # inputs at once: lines come out while a long input is still being read
-    unread = 0
+    unread = number = 0
     for start in range(0, len(things), step):
         part = things[start : start + step]
         try:
@@ -206,9 +209,24 @@ def predict(
             answers = [_answer(loaded, thing) for thing in part]  # one broken picture takes no other's answer away
         for thing, answer in zip(part, answers, strict=True):
             unread += "error" in answer
+            if draw is not None and "error" not in answer:
+                number += 1
+                _draw(Path(draw), number, Path(thing), answer["boxes"])
             typer.echo(json.dumps({"input": str(thing), **answer}, default=_plain, ensure_ascii=False))
     if unread:
         raise AffinageError(f'{unread} of {len(things)} inputs could not be read: their lines hold an "error"')
+
+
+def _draw(folder: Path, number: int, picture: Path, boxes: Sequence[dict[str, Any]]) -> None:
+    """The picture with its boxes in the folder, under its own name; the number keeps apart those of one name."""
+    from affinage.pictures import drawn
+
+    image = drawn(picture, boxes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number:04d}-{picture.stem}.png")
+    except OSError as error:
+        raise AffinageError(f"cannot write in {folder} ({error.strerror or error}): name another folder with --draw") from error
 
 
 def _answer(run: Any, thing: Any) -> dict[str, Any]:
@@ -385,7 +403,7 @@ def _anatomy(model: str, revision: str | None) -> None:
         raise AffinageError("--model starter picks by the task: name the one to show, `affinage models` lists them")
     source = starters.place(model)
     errors: list[AffinageError] = []
-    for task in tasks.every():
+    for task in sorted(tasks.every(), key=lambda task: not _made_for(task.name, model, revision)):
         try:
             network, processor = task.load(source, ("a", "b"), fresh=True, revision=revision)
         except AffinageError as error:
@@ -398,6 +416,17 @@ def _anatomy(model: str, revision: str | None) -> None:
             typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")
         return
     raise errors[0]
+
+
+def _made_for(task: str, model: str, revision: str | None) -> bool:
+    """Whether the checkpoint says that it is for this very task ("RTDetrForObjectDetection"): others may load it as well."""
+    import transformers
+
+    try:
+        known = transformers.PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("architectures") or []
+    except (OSError, ValueError):  # told when it is loaded
+        return False
+    return any(str(name).endswith("For" + task.title().replace("-", "")) for name in known)
 
 
 def _show(folder: Path) -> None:

@@ -138,7 +138,7 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
             raise AffinageError(
                 "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
             )
-        model = copy.deepcopy(model)  # what was given stays as it is
+        model, processor = copy.deepcopy(model), copy.copy(processor)  # what was given stays as it is
         return task.adopt(model, processor, names), processor
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")

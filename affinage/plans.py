@@ -19,6 +19,8 @@ HAND_OVER = 0.3
 STEPS = 40
 HEAD_RATE = 3e-3  # of a head that trains alone: what it reads does not move
 HEAD_STEPS = 2_000  # updates at most of such a head, where there are few rows
+DEEP_RATE = 1e-3  # where it is more than one layer: boxes that were learnt well are lost at more
+DEEP_STEPS = 300  # of such a one: each goes through what stands between its layers (a detector's decoder)
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
 
 
@@ -69,8 +71,10 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
     if not solves:
-        rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE
-        solve = _converged(Stage("head", "fit", (("head", rate), ("*", None)), batch=batch), rows)
+        rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE if _one_layer(net) else DEEP_RATE
+        alone = Stage("head", "fit", (("head", rate), ("*", None)), batch=batch, accumulate=wishes.accumulate)
+        wish = wishes.epochs if name == "frozen" or wishes.unfreeze == 0 else None
+        solve = _converged(alone, rows, wish, HEAD_STEPS if _one_layer(net) else DEEP_STEPS)
     if name == "frozen" or wishes.unfreeze == 0:
         return Plan(name, (solve,))
     fresh = name == "scratch"
@@ -113,13 +117,19 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     return Plan(name, (solve, fit))
 
 
-def _converged(stage: Stage, rows: int) -> Stage:
+def _one_layer(net: Net) -> bool:
+    """Whether the head is the layer of the logits and no more."""
+    return {name.rpartition(".")[0] for name in net.addresses()["head"]} == {net.head_name}
+
+
+def _converged(stage: Stage, rows: int, wish: int | None, steps: int) -> Stage:
     """The head alone, on what reaches it, computed once: steps are cheap, so it goes on until it gains nothing.
 
     With a validation split that is told by its score; without one by the training loss, whose gain must be a thousandth in one
-    of `patience` epochs.
+    of `patience` epochs. `wish`: the epochs that were asked for, where this is the only stage; else about
+    `steps` updates.
     """
-    epochs = max(passes(rows, stage.batch), math.ceil(HEAD_STEPS / math.ceil(rows / stage.batch)))
+    epochs = wish or max(passes(rows, stage.batch), math.ceil(steps / math.ceil(rows / stage.batch)))
     return replace(stage, epochs=epochs, schedule="constant", patience=max(3, epochs // 10), tolerance=1e-3)
 
 

@@ -14,6 +14,7 @@ from affinage.errors import AffinageError
 from affinage.net import Net
 from affinage.types import Rates
 
+DECODER = "head+decoder"
 _BLOCKS = re.compile(r"blocks(?:\.(?P<one>-?\d+)|\.(?P<start>-?\d+)?:(?P<stop>-?\d+)?)?")
 
 
@@ -84,13 +85,20 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
 
     Args:
         unfreeze: "all" blocks (the stem stays frozen), "everything" (the stem too, at rate * decay**L for L blocks), the last N
-            blocks as an int (0: the head alone), or an address of blocks such as "blocks.-2:".
+            blocks as an int (0: the head alone), an address of blocks such as "blocks.-2:", or "head+decoder": whatever stands
+            in a module of that name, beside the head.
 
     Raises:
         AffinageError: `unfreeze` stands for no blocks of this network.
     """
     count = len(net.blocks)
     numbers: list[int] | None
+    if unfreeze == DECODER:
+        if not any(fnmatchcase(name, "*decoder.*") for name in net.parameters):
+            raise AffinageError(
+                f"this network has no decoder: '{DECODER}' is for detectors and the like; use 'all', 2 or 'blocks.-2:'"
+            )
+        return (("head", head_rate), ("*decoder.*", rate), ("*", None))
     if isinstance(unfreeze, int):
         if not 0 <= unfreeze <= count:
             raise AffinageError(f"cannot unfreeze {unfreeze} blocks: the model has {count}{f' ({net.why})' if net.why else ''}")

@@ -56,7 +56,7 @@ class Run:
     def _answers(self, inputs: Sequence[Any]) -> Answers:
         model, processor = self._model()
         rows = self.task.encode(inputs, processor, model, max_length=self.record["settings"].get("max_length"))
-        return answered(self.task, model, rows, processor, "fp32")
+        return self.task.completed(answered(self.task, model, rows, processor, "fp32"), inputs)
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """For each input what the task says of it. Classification: `label`, its `score`, and the `scores` of all classes."""

@@ -291,6 +291,10 @@ class Task(Protocol):
         """
         ...
 
+    def completed(self, answers: Answers, inputs: Sequence[Any]) -> Answers:
+        """The answers with what the inputs alone tell, where `said` needs it (the size of a picture)."""
+        return answers
+
     def score(self, answers: Answers, targets: Sequence[Any] | np.ndarray) -> dict[str, Any]:
         """Named scores, `metric` first and `n` last; intervals as `NAME_interval: [low, high]`. No rows: {"n": 0}."""
         ...

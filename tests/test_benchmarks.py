@@ -230,3 +230,28 @@ def test_rows_of_the_starters_sets(monkeypatch: pytest.MonkeyPatch, shared_data:
     assert first == again and set(first["train"][0]) == {"text", "label"}
     share = [np.mean([row["label"] == "spam" for row in part]) for part in first.values()]
     assert share[0] == pytest.approx(share[1], abs=0.005) and len(first["test"]) <= found.MOST_TESTED
+
+
+def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """Finished cells are not measured again; a cell that is missing is a dash."""
+    detection = loaded("detection", monkeypatch)
+    asked: list[tuple[Any, ...]] = []
+
+    def measured(told: Any, table: Any, pictures: int, arm: str, seed: int) -> dict[str, Any]:
+        asked.append((pictures, arm, seed))
+        return {"map50": 0.25 + seed / 4, "cpu_seconds": 1.0}
+
+    for name, answer in (("measured", measured), ("rows", lambda data: {}), ("digest", lambda model: "x")):
+        monkeypatch.setattr(detection, name, answer)
+    out = tmp_path / "detection.jsonl"
+    words = ["--out", str(out), "--base", "b", "--pictures", "20,80", "--arms", "heads,full", "--seeds"]
+    assert detection.main([*words, "1"]) == 0 and len(asked) == 4
+    assert detection.main([*words, "2"]) == 0 and len(asked) == 8 and asked[4] == (20, "heads", 1)
+    capsys.readouterr()
+    assert detection.main(["--out", str(out), "--table"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[2] == "| 20 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |" and len(lines) == 4
+    )
+    with pytest.raises(SystemExit):
+        detection.main(["--base", "b"])  # "backbone" has another beginning

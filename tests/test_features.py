@@ -13,7 +13,7 @@ from torch import nn
 from affinage import features, pooling
 from affinage.features import bf16_pays
 from affinage.net import Net
-from affinage.tasks.image_classification import ImageRows
+from affinage.pictures import ImageRows
 from affinage.tasks.text_classification import TokenRows
 
 from .zoo import FAMILIES

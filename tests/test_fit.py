@@ -17,9 +17,9 @@ from affinage import augment, rates
 from affinage.errors import AffinageError
 from affinage.fit import Fitting, interval, share
 from affinage.net import Net
+from affinage.pictures import ImageRows
 from affinage.recompute import recomputed
 from affinage.record import Records, read
-from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.image_classification import task as images
 from affinage.tasks.text_classification import TokenRows
 from affinage.tasks.text_classification import task as texts

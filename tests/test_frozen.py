@@ -17,8 +17,8 @@ import affinage
 from affinage import frozen, record, store
 from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
+from affinage.pictures import ImageRows
 from affinage.store import Store
-from affinage.tasks.image_classification import ImageRows
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage
 from affinage.views import Augmented, Views
@@ -109,7 +109,7 @@ def test_statistics_are_weights(cache: Path) -> None:
         model, batch = FAMILIES["resnet"].make()
         if moved:
             model.resnet.embedder.embedder.normalization.running_mean += 1
-        from affinage.tasks.image_classification import ImageRows
+        from affinage.pictures import ImageRows
 
         draw = np.random.default_rng(0)
         pixels = draw.integers(0, 255, (6, 3, 32, 32)).astype(np.uint8)

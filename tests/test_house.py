@@ -28,6 +28,7 @@ FLOORS: dict[int, set[str]] = {
     3: {"check", "data", "report", "tasks"},
     2: {
         "augment",
+        "augment_boxes",
         "recompute",
         "batches",
         "blocks",
@@ -43,6 +44,7 @@ FLOORS: dict[int, set[str]] = {
         "lora",
         "models",
         "net",
+        "pictures",
         "plans",
         "pooling",
         "pretrained",
@@ -58,7 +60,7 @@ FLOORS: dict[int, set[str]] = {
         "team",
         "views",
     },
-    1: {"errors", "measure", "record", "types"},
+    1: {"boxes", "errors", "measure", "record", "types"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 

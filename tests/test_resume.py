@@ -17,7 +17,7 @@ import pytest
 
 from affinage import record
 
-from . import tiny
+from . import detectors, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPWISE = {"AFFINAGE_CHECKPOINT_SECONDS": "0"}  # a checkpoint after every step: any moment is a moment to be killed at
@@ -221,6 +221,18 @@ def test_killed_twice(text: list[str], whole: Path, commands: Commands, tmp_path
     commands.wait()
     commands.run("fit", "--resume", "--out", str(out))
     same(whole, out)
+
+
+@pytest.mark.slow
+def test_a_detector_goes_on_to_the_same_bits(commands: Commands, tmp_path: Path) -> None:
+    """Moving boxes and noisy queries draw from the generator that checkpoints keep."""
+    pytest.importorskip("faster_coco_eval", reason="pip install 'affinage[detection]' for the scores of detectors")
+    model, data = detectors.saved(tmp_path / "model"), detectors.pictures(tmp_path / "data")
+    words = ["fit", "--model", str(model), "--data", str(data), "--plan", "full", "--batch-size", "2", "--epochs", "4"]
+    commands.run(*words, "--out", str(tmp_path / "whole"))
+    killed(commands, words, tmp_path / "run", in_mid_epoch)
+    commands.run("fit", "--resume", "--out", str(tmp_path / "run"))
+    same(tmp_path / "whole", tmp_path / "run")
 
 
 def test_resume_does_not_start_again(text: list[str], commands: Commands, tmp_path: Path) -> None:

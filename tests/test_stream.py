@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from affinage import pictures as decoding
 from affinage import run, spool, stages
 from affinage.data import read
 from affinage.inputs import HELD_MOST
@@ -140,11 +141,11 @@ def test_pixels_beyond_the_limit_are_the_same(place: str, tmp_path: Path, monkey
     model, processor = images.task.load(tiny.resnet(tmp_path / "model"), ("a", "b", "c"), fresh=False, revision=None)
     held = images.task.encode(files, processor, model)
     monkeypatch.setattr(spool, "limit", lambda: 1000)
-    monkeypatch.setattr(images, "PART", 7)
+    monkeypatch.setattr(decoding, "PART", 7)
     if place == "nowhere":
         monkeypatch.setattr(spool, "free", lambda: 1000)
     other = images.task.encode(files, processor, model)
-    assert isinstance(other.pixels, Block if place == "disk" else images.Decoded)
+    assert isinstance(other.pixels, Block if place == "disk" else decoding.Decoded)
     assert len(other) == len(held) == 60 and np.array_equal(other.lengths, held.lengths)
     for at in (np.arange(60), np.array([59, 3, 3])):
         assert other.batch(at)["pixel_values"].equal(held.batch(at)["pixel_values"])

@@ -58,7 +58,7 @@ def read(
     # A validation or test split of which nothing can be used is none; `unreadable` says so.
     splits = {name: Split(table.inputs, table.targets, table.ids) for name, table in tables.items() if table.inputs}
     unreadable = tuple(row for name in ("train", "validation", "test") if name in tables for row in tables[name].unreadable)
-    data = Data(train.kind, _named(source), splits["train"], classes=train.classes, unreadable=unreadable)
+    data = Data(train.kind, _named(source), splits["train"], classes=train.classes, unreadable=unreadable, labels=train.labels)
     return data.with_splits(**splits)
 
 

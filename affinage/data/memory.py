@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import AffinageError
 from ..types import Columns
+from . import objects
 from .table import SPLITS, Table, build, pick
 
 
@@ -45,7 +46,7 @@ def _table(source: Any, split: str, name: str, columns: Columns, kind: str | Non
     classes = None
     if hasattr(source, "with_format") and hasattr(source, "column_names") and hasattr(source, "num_rows"):  # datasets.Dataset
         what, left, right = pick(source.column_names, columns, kind, name)
-        classes = getattr(source.features[right], "names", None)
+        classes = objects.declared(source.features[right])
         table = source.select_columns([left, right]).with_format("arrow")[:]  # images stay encoded
         inputs, labels = table.column(left).to_pylist(), table.column(right).to_pylist()
     elif hasattr(source, "iloc") and hasattr(source, "columns"):  # pandas.DataFrame

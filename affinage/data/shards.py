@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from ..errors import AffinageError
 from ..spool import AT_ONCE, Cells, limit, need
 from ..types import Columns
+from . import objects
 from .growing import Growing
 from .table import UNLABELLED, Table, build, pick
 
@@ -34,7 +35,10 @@ class Shard(NamedTuple):
 
 def large(shards: Sequence[Shard]) -> bool:
     """Whether these inputs together are more than what stays in memory."""
-    return sum(shard.bytes + A_CELL * shard.rows for shard in shards) > limit()
+    boxes = any(
+        shard.label.casefold() in objects.OBJECTS for shard in shards
+    )  # their cells are no labels that a spool could keep
+    return not boxes and sum(shard.bytes + A_CELL * shard.rows for shard in shards) > limit()
 
 
 def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
@@ -58,9 +62,7 @@ def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
         size += sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == left)
     # `datasets` writes the names of its classes into the file's own metadata.
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    declared = features.get(right) or {}
-    names = declared.get("names") if isinstance(declared, dict) else None
-    return Shard(path, what, left, right, metadata.num_rows, size, tuple(names) if names else None)
+    return Shard(path, what, left, right, metadata.num_rows, size, objects.declared(features.get(right) or {}))
 
 
 def unreadable(path: Path, error: Exception) -> AffinageError:

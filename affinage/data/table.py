@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from ..errors import AffinageError, nearest
-from ..types import Columns
+from ..pictures import size_of
+from ..types import Columns, Labels
+from . import objects
+from .objects import OBJECTS
 
 TEXT = ("text", "sentence")  # column names that need no flag, in order of preference
 IMAGE = ("image", "img", "file_name", "path")
@@ -25,10 +28,11 @@ class Table(NamedTuple):
 
     kind: Literal["text", "image"]
     inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image
-    targets: list[str]
+    targets: list[Any]  # class names; the boxes of pictures
     ids: Sequence[str]
     classes: tuple[str, ...] | None = None  # where the source itself declares them, in its order
     unreadable: tuple[tuple[str, str], ...] = ()
+    labels: Labels = "class"
 
 
 def pick(names: Iterable[str], columns: Columns, kind: str | None, where: str) -> tuple[Literal["text", "image"], str, str]:
@@ -46,6 +50,8 @@ def pick(names: Iterable[str], columns: Columns, kind: str | None, where: str) -
         text = None
     elif columns.text and not columns.image:
         image = None
+    if (label is None or columns.labels == "boxes") and columns.label is None and image is not None:
+        label = _column(names, None, OBJECTS, where) or label
     if label is None:
         raise AffinageError(f"{where} has no label column ({found}); name it with --label-column")
     if text is not None and image is not None:
@@ -79,6 +85,8 @@ def build(
     """
     if not len(inputs):
         raise AffinageError(f"{where} holds no rows: expected at least one under the header")
+    if kind == "image" and objects.stand_in(labels):
+        return _with_boxes(inputs, labels, ids, where=where, base=base, classes=classes)
     targets = [label_name(value, classes, where) for value in labels]
     if None in targets:
         if split != "train" and not any(targets):
@@ -101,6 +109,23 @@ def build(
         classes,
         tuple((ids[i], why) for i, (_, why) in enumerate(cells) if why is not None),
     )
+
+
+def _with_boxes(
+    inputs: Sequence[Any], cells: Sequence[Any], ids: Sequence[str], *, where: str, base: Path, classes: tuple[str, ...] | None
+) -> Table:
+    """Pictures whose labels are boxes; each is opened for its size, and no further."""
+    pictures, targets, kept, unreadable = [], [], [], []
+    for cell, things, row in zip(inputs, cells, ids, strict=True):
+        picture, why = _image(cell, base, row, where)
+        size, broken = size_of(picture) if why is None else ((0, 0), why)
+        if broken:
+            unreadable.append((row, broken))
+            continue
+        pictures.append(picture)
+        targets.append(objects.things(None if missing(things) else things, classes, size, row))
+        kept.append(row)
+    return Table("image", pictures, targets, kept, classes, tuple(unreadable), "boxes")
 
 
 def missing(cell: Any) -> bool:

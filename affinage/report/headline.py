@@ -43,10 +43,10 @@ def headline(run: Run) -> str:
         out.append(f'<p class="notice"><b>The splits leak</b>, so the score flatters: {text(leaks[0].get("message", ""))}.</p>')
     if split:
         name, n = metric(scores), scores.get("n")
-        between, what = words.interval(scores, name), words.title(name)
+        between, what = words.interval(scores, name), words.heading(name)
         out.append(
             f'<div class="lead"><div><div class="big">{number(name, scores[name])}</div><div class="what">'
-            f"<b>{what[:1].upper()}{what[1:]}</b> on {f'{n:,} {split} rows' if n else split}"
+            f"<b>{what}</b> on {f'{n:,} {split} rows' if n else split}"
             + (f"<br>95 % interval {between}" if between else "")
             + f"</div></div><div>{verdict(run)}{_scores(run)}</div></div>"
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from affinage.measure.classification import calibration
-from affinage.report import draw, words
+from affinage.report import detection, draw, words
 from affinage.report.classes import classes
 from affinage.report.folder import Predictions, Run, read
 from affinage.report.headline import headline
@@ -43,6 +43,7 @@ def html(run: Run) -> str:
     if run.predictions is not None and len(run.predictions.rows):
         p = run.predictions
         sections += [classes(p), mistakes(p), calibrated(p)]
+    sections += detection.sections(run)
     sections += [curves(run), learning(run), costs(run), findings(run), settings(run)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

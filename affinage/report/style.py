@@ -119,9 +119,14 @@ overflow-wrap:anywhere;min-width:0}
 .wrongs img.tiny{image-rendering:pixelated}
 .wrongs figcaption{font-size:.82rem;line-height:1.45}
 .wrongs figcaption small{display:block;font-size:.75rem}
-.found{list-style:none;padding:0;margin:0;max-width:76ch}
-.found li{padding:8px 0;border-bottom:1px solid var(--line);display:grid;grid-template-columns:5.2em 1fr;gap:10px}
-.found .loud{color:var(--accent);font-weight:600}
+.wrongs.scenes{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}
+.scene{position:relative;margin-bottom:10px}.scene img{display:block;width:100%;height:auto;margin:0}
+.scene svg{position:absolute;inset:0;width:100%;height:100%}
+.scene rect{fill:none;stroke-width:2;vector-effect:non-scaling-stroke}
+.scene .found{stroke:#f4f1ea;stroke-width:1.5}.scene .missed{stroke:#ff7a2f;stroke-dasharray:5 4}.scene .false{stroke:#ff7a2f}
+ul.found{list-style:none;padding:0;margin:0;max-width:76ch}
+ul.found li{padding:8px 0;border-bottom:1px solid var(--line);display:grid;grid-template-columns:5.2em 1fr;gap:10px}
+ul.found .loud{color:var(--accent);font-weight:600}
 details{margin-top:12px}summary{cursor:pointer;color:var(--soft);padding:6px 0}
 footer{margin-top:60px;color:var(--soft);font-size:.82rem}
 .notice{padding:10px 14px;border-left:3px solid var(--accent);background:var(--card)}

@@ -10,7 +10,20 @@ from typing import Any, NamedTuple
 
 from affinage.starters import PREFIX
 
-SHARES = {"accuracy", "macro_f1", "ece", "precision", "recall", "f1", "top5", "map", "map50", "wer", "cer"}  # said in percent
+SHARES = {
+    "accuracy",
+    "macro_f1",
+    "ece",
+    "precision",
+    "recall",
+    "f1",
+    "top5",
+    "map",
+    "map50",
+    "map75",
+    "wer",
+    "cer",
+}  # said in percent
 LOWER = {"wer", "cer", "loss", "log_loss"}  # the lower, the better
 
 TITLES = {
@@ -22,6 +35,7 @@ TITLES = {
     "cer": "character error rate",
     "map": "mAP@.5:.95",
     "map50": "mAP@.5",
+    "map75": "mAP@.75",
     "n": "rows",
 }
 
@@ -39,6 +53,12 @@ def label(value: Any) -> str:
 def title(name: str) -> str:
     """`macro_f1` as "macro F1"."""
     return TITLES.get(name, name.replace("_", " "))
+
+
+def heading(name: str) -> str:
+    """The same at the beginning of a line: "Accuracy", but "mAP@.5" as it is."""
+    said = title(name)
+    return said if said[1:2].isupper() else said[:1].upper() + said[1:]
 
 
 def share(value: float) -> str:

@@ -17,7 +17,7 @@ from affinage.features import answered
 from affinage.inputs import net_of
 from affinage.types import Aims, Columns, Rows, Split, Task
 
-from .. import tiny
+from .. import detectors, tiny
 
 EVERY = list(tasks.every())
 
@@ -32,6 +32,7 @@ def example(task: Task, folder: Path) -> tuple[Path, Any]:
     return {
         ("text", "class"): lambda: (tiny.bert(folder / "model"), tiny.csvs(folder / "data")),
         ("image", "class"): lambda: (tiny.resnet(folder / "model"), tiny.pictures(folder / "data")),
+        ("image", "boxes"): lambda: (detectors.saved(folder / "model"), detectors.pictures(folder / "data")),
     }[task.kind, task.labels]()
 
 

@@ -14,9 +14,10 @@ import torch
 import transformers as T
 from PIL import Image
 
+from affinage import pictures
 from affinage.errors import AffinageError
-from affinage.tasks import image_classification
-from affinage.tasks.image_classification import opened, task
+from affinage.pictures import opened
+from affinage.tasks.image_classification import task
 
 from .. import tiny
 
@@ -111,7 +112,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path: Path, monkeypatch: 
     cut = path.read_bytes()[:-200]
     with pytest.raises(AffinageError, match="cannot read the picture encoded bytes"):
         opened(cut)
-    monkeypatch.setattr(image_classification, "MOST_PIXELS", 100)
+    monkeypatch.setattr(pictures, "MOST_PIXELS", 100)
     with pytest.raises(AffinageError, match="50 x 90 pixels"):
         opened(path)
 

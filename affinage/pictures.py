@@ -1,0 +1,200 @@
+"""Pictures as rows: opened whatever they come as, resized as the checkpoint's processor does it, kept as bytes where they can."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affinage import spool
+from affinage.errors import AffinageError
+from affinage.spool import Block
+from affinage.types import Batch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
+PART = 256  # pictures that are decoded at once
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """N pictures at the size that the model reads: uint8 where the processor's scaling is affine, else its own float output."""
+
+    pixels: np.ndarray | Block | Decoded  # (N, 3, H, W) uint8 or float32: in memory, on the disk, or decoded at every look
+    scale: np.ndarray  # (3,) float32: value = pixel * scale + shift
+    shift: np.ndarray  # (3,)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.ones(len(self.pixels), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """`pixel_values`, (B, 3, H, W) float32."""
+        import torch
+
+        raw = torch.from_numpy(self.pixels[np.asarray(rows)]).float()
+        return {"pixel_values": raw * torch.from_numpy(self.scale)[:, None, None] + torch.from_numpy(self.shift)[:, None, None]}
+
+
+def opened(picture: Any) -> Image:
+    """The picture as RGB, from a path, encoded bytes, an array (H, W[, 3]) or a PIL image.
+
+    Raises:
+        AffinageError: too many pixels, or not a readable picture.
+    """
+    from PIL import Image, ImageOps
+
+    name = "encoded bytes" if isinstance(picture, bytes) else picture
+    try:
+        if isinstance(picture, np.ndarray):
+            image = Image.fromarray(picture)
+        elif isinstance(picture, bytes):
+            image = Image.open(io.BytesIO(picture))
+        elif isinstance(picture, (str, Path)):
+            image = Image.open(io.BytesIO(Path(picture).read_bytes()))  # no file is left open, whatever happens below
+        else:
+            image = picture
+        if image.width * image.height > MOST_PIXELS:
+            raise AffinageError(
+                f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first"
+            )
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except AffinageError:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, before ours is asked
+        raise AffinageError(f"{name} has too many pixels: at most {MOST_PIXELS // 10**6} million; shrink it first") from error
+    except Exception as error:  # a decoder may raise anything on a broken file
+        why = str(error).split("<_io.")[0].strip()  # Pillow names the buffer that it was given
+        raise AffinageError(f"cannot read the picture {name} ({why}): expected JPEG, PNG, WebP, BMP, GIF or TIFF") from error
+
+
+def size_of(source: Any) -> tuple[tuple[int, int], str]:
+    """((width, height), "") of a path, encoded bytes or a PIL image, upright; ((0, 0), why) of what is no picture, or too large.
+
+    From the header alone: nothing is decoded.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ours is the bound; broken EXIF and the like: the pixels decide
+            if isinstance(source, str | Path):
+                with Image.open(source) as image:
+                    return _size(image)
+            return _size(Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source)
+    except Image.DecompressionBombError:
+        return (0, 0), f"over {MOST_PIXELS // 1_000_000} megapixels"
+    except FileNotFoundError:
+        return (0, 0), "no such file"
+    except Exception:  # a decoder may raise anything on a broken file, and one broken file must not end the reading
+        return (0, 0), "not an image"
+
+
+def _size(image: Any) -> tuple[tuple[int, int], str]:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        return (0, 0), f"over {MOST_PIXELS // 1_000_000} megapixels"
+    turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+    return ((height, width) if turned else (width, height)), ""
+
+
+COLOURS = ("#ff7a2f", "#2f9bff", "#39c46a", "#f2c418", "#b76bff", "#ff5fa2", "#19c2c2", "#a58a6f")
+
+
+def drawn(picture: Any, boxes: Sequence[Mapping[str, Any]]) -> Image:
+    """The picture with each of `boxes` (`box` x0 y0 x1 y1 in pixels, `label`, `score`) drawn on it, a colour a class."""
+    from PIL import ImageDraw
+
+    image = opened(picture)
+    pen, names = ImageDraw.Draw(image), sorted({str(one["label"]) for one in boxes})
+    wide = max(1, round(max(image.size) / 300))
+    for one in sorted(boxes, key=lambda one: float(one["score"])):  # the surest on top
+        colour = COLOURS[names.index(str(one["label"])) % len(COLOURS)]
+        x0, y0, x1, y1 = one["box"]
+        pen.rectangle([x0, y0, max(x0, x1), max(y0, y1)], outline=colour, width=wide)
+        words = f"{one['label']} {one['score']:.2f}"
+        left, top, right, bottom = pen.textbbox((x0, y0), words)
+        pen.rectangle([left, top - 1, right + 2, bottom + 1], fill=colour)
+        pen.text((x0 + 1, y0), words, fill="white")
+    return image
+
+
+def affine(processor: Any, sample: Image) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, shift) a channel by which the processor turns resized uint8 pixels into its output, or None if it does more."""
+    whole = np.asarray(processor(sample, return_tensors="np")["pixel_values"][0])
+    plain = resized(processor, [sample])[0]
+    factor = float(processor.rescale_factor) if getattr(processor, "do_rescale", False) else 1.0
+    if getattr(processor, "do_normalize", False):
+        mean, std = np.asarray(processor.image_mean, np.float32), np.asarray(processor.image_std, np.float32)
+    else:
+        mean, std = np.zeros(3, np.float32), np.ones(3, np.float32)
+    scale, shift = (factor / std).astype(np.float32), (-mean / std).astype(np.float32)
+    same = whole.shape == plain.shape and np.allclose(plain * scale[:, None, None] + shift[:, None, None], whole, atol=1e-4)
+    return (scale, shift) if same else None
+
+
+def resized(processor: Any, pictures: Sequence[Any]) -> np.ndarray:
+    """(B, 3, H, W) as the processor resizes and crops, before it rescales and normalises."""
+    return np.asarray(processor(list(pictures), do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"])
+
+
+class Decoded:
+    """N pictures, each decoded and resized whenever it is looked at."""
+
+    def __init__(self, inputs: Sequence[Any], processor: Any, *, plain: bool) -> None:
+        """`plain`: resized only, as uint8; else all that the processor does, as float32."""
+        self.inputs, self.processor, self.plain = inputs, processor, plain
+        self.pool = ThreadPoolExecutor(max_workers=2)  # Pillow decodes outside the interpreter lock
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, at: Any) -> np.ndarray:
+        """(n, 3, H, W) of a slice or of row numbers (n,)."""
+        return np.stack(list(self.pool.map(self._one, np.arange(len(self))[at] if isinstance(at, slice) else at)))
+
+    def _one(self, row: int) -> np.ndarray:
+        image = opened(self.inputs[row])
+        if self.plain:
+            return resized(self.processor, [image])[0].astype(np.uint8)
+        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+
+
+def encoded(inputs: Sequence[Any], processor: Any, whole: Any = None) -> ImageRows:
+    """Every picture decoded and resized as the checkpoint's processor does it: once, where memory or the disk holds them.
+
+    `whole`: a picture that fills what the processor gives, where others are padded and so do not show how it scales.
+    """
+    if not len(inputs):
+        return ImageRows(np.zeros((0, 3, 1, 1), np.uint8), np.ones(3, np.float32), np.zeros(3, np.float32))
+    found = affine(processor, opened(inputs[0] if whole is None else whole))
+    scale, shift = found or (np.ones(3, np.float32), np.zeros(3, np.float32))
+    decoded = Decoded(inputs, processor, plain=found is not None)
+    first = decoded[np.arange(1)]
+    size = first.nbytes * len(inputs)
+    if size > spool.limit() and size > spool.free() // 2:  # the other half is for what is computed once, and for the run
+        return ImageRows(decoded, scale, shift)
+    shape = first.shape[1:]
+    pixels: np.ndarray | Block = (
+        np.empty((len(inputs), *shape), first.dtype) if size <= spool.limit() else Block(first.dtype, shape)
+    )
+    for start in range(0, len(inputs), PART):
+        part = decoded[start : start + PART]
+        if isinstance(pixels, Block):
+            pixels.add(part)
+        else:
+            pixels[start : start + PART] = part
+    return ImageRows(pixels, scale, shift)
