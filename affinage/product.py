@@ -40,7 +40,12 @@ class Product(torch.autograd.Function):
 
 
 def _forward(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda x: Product.apply(x, layer.weight, layer.bias)
+    """Rows flattened outside of `Product`: what it gives is then no view of its own making, and may be written into in place."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return Product.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias).view(*x.shape[:-1], layer.out_features)
+
+    return forward
 
 
 @contextmanager

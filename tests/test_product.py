@@ -75,3 +75,13 @@ def test_layers_are_left_as_they_were() -> None:
     odd = nn.Sequential(Own(2, 2))
     with laid_out(odd, "bf16", CPU):
         assert "forward" not in odd[0].__dict__
+
+
+def test_what_comes_out_may_be_written_into() -> None:
+    """wav2vec2's classifier silences its padding in place."""
+    model, x = nn.Linear(6, 4), torch.randn(3, 5, 6)
+    with laid_out(model, "bf16", torch.device("cpu")):
+        out = model(x)
+        out[out > 0] = 0.0
+        out.sum().backward()
+    assert model.weight.grad is not None and model.weight.grad.isfinite().all()
