@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import boxes
+from .errors import AffinageError
 from .spool import Block
 from .types import Data, Finding, Split
 
@@ -28,6 +29,8 @@ PIXELS = 100_000_000  # an image of more is not decoded: 300 MB as RGB, and no m
 CLOSE = 6  # of the 64 bits of two images' difference hashes that may differ
 GREY = 6.0  # of 255: mean difference of two images' 16x16 greys that may remain; without it, plain backgrounds look alike
 LONG = 10_000  # characters; about 2,500 tokens, several times what a text encoder reads
+LONG_SOUND = 30.0  # seconds; attention grows with the square, and few recordings to learn from are longer
+LONGEST_SOUND = 120.0  # seconds that are learnt from at most: an hour of speech is no utterance
 PART = 256  # pictures that are held at once
 SKEW = 10  # rows of the largest class for each of the smallest
 DUPLICATE = "duplicate-across-splits"
@@ -52,7 +55,8 @@ def check(data: Data) -> list[Finding]:
     seen: dict[str, _Seen] = {}
     lengthy: list[Row] = []
     for name, split in data.splits():
-        seen[name], broken, long = _images(split) if data.kind == "image" else _texts(split)
+        look = {"image": _images, "audio": _sounds, "text": _texts}[data.kind]
+        seen[name], broken, long = look(split)
         skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
         lengthy += [(name, split.ids[i], "", "") for i in long]
     if skipped:
@@ -70,7 +74,9 @@ def check(data: Data) -> list[Finding]:
         found += _boxes(data)
     if lengthy:
         message = f"{len(lengthy)} texts have over {LONG:,} characters; what a model cannot hold is cut"
-        found.append(Finding("long-text", "warning", message, tuple(lengthy)))
+        if data.kind == "audio":
+            message = f"{len(lengthy)} recordings are longer than {LONG_SOUND:.0f} seconds; shorter ones are learnt from sooner"
+        found.append(Finding("long-text" if data.kind == "text" else "long-recording", "warning", message, tuple(lengthy)))
     order = ("error", "leak", "warning")
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
@@ -162,6 +168,42 @@ def _images(split: Split) -> tuple[_Seen, list[tuple[int, str]], list[int]]:
                     if why:
                         broken.append((i, why))
     return seen, broken, []
+
+
+def _sounds(split: Split) -> tuple[_Seen, list[tuple[int, str]], list[int]]:
+    """(what is compared, (row, why) of the unreadable, the long rows); recordings are decoded one by one."""
+    from affinage import sound
+
+    count = len(split)
+    seen = _Seen(np.zeros(count, np.uint64), np.zeros(count, np.uint64))
+    broken, long = [], []
+    for i, thing in enumerate(split.inputs):
+        try:
+            seconds = sound.seconds(thing)
+            if seconds > LONGEST_SOUND:
+                broken.append((i, f"longer than {LONGEST_SOUND:.0f} seconds: cut it at its pauses"))
+                continue
+            samples = sound.heard(thing, 8000)  # enough to tell recordings apart
+        except AffinageError as error:
+            broken.append((i, _short(str(error))))
+            continue
+        if np.abs(samples).max() < sound.SILENCE:
+            broken.append((i, "silent"))
+            continue
+        seen.exact[i] = _digest(
+            thing.read_bytes() if isinstance(thing, Path) else thing if isinstance(thing, bytes) else samples.tobytes()
+        )
+        if seconds > LONG_SOUND:
+            long.append(i)
+    return seen, broken, long
+
+
+def _short(error: str) -> str:
+    """Why a recording cannot be read, without its name."""
+    for word, why in (("no recording at", "no such file"), ("is an empty file", "empty file"), ("no samples", "no samples")):
+        if word in error:
+            return why
+    return "no recording that can be read"
 
 
 def _image(source: Any) -> tuple[int, int, np.ndarray, str]:

@@ -27,6 +27,7 @@ app = typer.Typer(
 cache_app = typer.Typer(help="What was computed once and is kept on the disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au")
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 Word = str | None
@@ -41,7 +42,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 RunFolder = Annotated[str, typer.Option("--run", help="The folder of a run.", metavar="DIR")]
 TextColumn = Annotated[Word, _option("NAME", "The column that holds the text.")]
 ImageColumn = Annotated[Word, _option("NAME", "The column that holds the image.")]
-LabelColumn = Annotated[Word, _option("NAME", "The column that holds the class.")]
+AudioColumn = Annotated[Word, _option("NAME", "The column that holds the recording.")]
+LabelColumn = Annotated[Word, _option("NAME", "The column that holds the class, or the transcript.")]
 Revision = Annotated[Word, _option("REV", "Branch, tag or commit of the model on the Hub.")]
 
 
@@ -94,6 +96,8 @@ def fit(
     augment: Annotated[Word, _option("auto|none|light|strong", "Random changes of images.")] = None,
     mix: Annotated[Word, _option("SHARE", "Share of the steps that learn from mixed pictures (mixup, CutMix).")] = None,
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
+    vocabulary: Annotated[Word, _option("auto|base|data", "Speech: whose characters are written.")] = None,
+    transcripts: Annotated[Word, _option("plain|as-written", "Speech: without case and punctuation, or as they are.")] = None,
     class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
     label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,
     hand_over: Annotated[
@@ -114,6 +118,7 @@ def fit(
     cache_gb: Annotated[Word, _option("GB", "Most that is kept there; 4 where not given.")] = None,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
+    audio_column: AudioColumn = None,
     label_column: LabelColumn = None,
     revision: Revision = None,
     config: Annotated[Word, _option("FILE", "Settings from a YAML or JSON file; options given here win.")] = None,
@@ -160,13 +165,14 @@ def evaluate(
     split: Annotated[Word, _option("NAME", "Which split; test where there is one.")] = None,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
+    audio_column: AudioColumn = None,
     label_column: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on labelled rows."""
     from affinage.run import load
 
-    columns = _given(text_column=text_column, image_column=image_column, label_column=label_column)
+    columns = _given(text_column=text_column, image_column=image_column, audio_column=audio_column, label_column=label_column)
     scores = load(run).evaluate(data, split=split, **columns)
     if as_json:
         _print_json(scores)
@@ -182,7 +188,7 @@ def evaluate(
 def predict(
     run: RunFolder,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Text, files, folders of images, or - for lines of standard input.")
+        list[str], typer.Argument(metavar="INPUT...", help="Text, files, folders of images or sounds, or - for lines of stdin.")
     ],
     draw: Annotated[Word, _option("DIR", "Object detection: save each picture there, with its boxes drawn on it.")] = None,
 ) -> None:
@@ -195,7 +201,7 @@ def predict(
     things = list(_expand(inputs, loaded.task.kind))
     if not things:
         raise AffinageError(
-            "nothing to predict: the inputs hold no line and no image; expected text, image files or folders of images"
+            "nothing to predict: the inputs hold no line and no file to read; expected text, files or folders of images or sounds"
         )
     step = 256  # inputs at once: lines come out while a long input is still being read
     unread = number = 0
@@ -289,6 +295,7 @@ def check(
     out: Annotated[Word, _option("FILE", "Write every offending row to a CSV file.")] = None,
     text_column: TextColumn = None,
     image_column: ImageColumn = None,
+    audio_column: AudioColumn = None,
     label_column: LabelColumn = None,
     as_json: Json = False,
 ) -> None:
@@ -296,7 +303,10 @@ def check(
     from affinage.run import check_data
 
     findings = check_data(
-        data, **_given(task=task, text_column=text_column, image_column=image_column, label_column=label_column)
+        data,
+        **_given(
+            task=task, text_column=text_column, image_column=image_column, audio_column=audio_column, label_column=label_column
+        ),
     )
     if out is not None:
         from affinage.check import write
@@ -353,11 +363,12 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _expand(inputs: Sequence[str], kind: str) -> Iterator[str | Path]:
-    """What to predict. Text: a file or - gives its lines, any other word is a text. Images: a folder gives all in it."""
+    """What to predict. Text: a file or - gives its lines, any other word is a text. Images, sounds: a folder gives all in it."""
+    endings = SOUNDS if kind == "audio" else IMAGES
     for word in inputs:
         if word == "-":
             lines = _lines(sys.stdin)
-            yield from lines if kind == "text" else (_image(line) for line in lines)
+            yield from lines if kind == "text" else (_file(line, kind) for line in lines)
         elif kind == "text":
             try:
                 file = Path(word).is_file()
@@ -369,14 +380,17 @@ def _expand(inputs: Sequence[str], kind: str) -> Iterator[str | Path]:
             else:
                 yield word
         elif Path(word).is_dir():
-            yield from sorted(p for p in Path(word).rglob("*") if p.suffix.lower() in IMAGES and p.is_file())
+            yield from sorted(p for p in Path(word).rglob("*") if p.suffix.lower() in endings and p.is_file())
         else:
-            yield _image(word)
+            yield _file(word, kind)
 
 
-def _image(word: str) -> Path:
+def _file(word: str, kind: str) -> Path:
+    what = "recording" if kind == "audio" else "image"
     if not Path(word).is_file():
-        raise AffinageError(f"no image at {word}; expected an image file or a folder of images")
+        raise AffinageError(
+            f"no {what} at {word}; expected {'a' if kind == 'audio' else 'an'} {what} file or a folder of {what}s"
+        )
     return Path(word)
 
 

@@ -84,7 +84,8 @@ class Settings(BaseModel):
     leaks: Literal["refuse", "drop", "allow"] = _setting("refuse", "refuse, drop or allow")  # a leak flatters every score
     text_column: str | None = _setting(None, "the name of a column")  # none: found by convention
     image_column: str | None = _setting(None, "the name of a column")  # likewise
-    label_column: str | None = _setting(None, "the name of a column")  # likewise
+    audio_column: str | None = _setting(None, "the name of a column")  # likewise
+    label_column: str | None = _setting(None, "the name of a column")  # likewise; of transcripts too
     revision: str | None = _setting(None, "a branch, tag or commit of the model on the Hub")  # none: the Hub's default branch
 
     # Who learns, and how fast
@@ -105,6 +106,10 @@ class Settings(BaseModel):
     # share of the steps; 0: a few epochs on few pictures are too short for it, long training from scratch wants it
     mix: Annotated[float, Strict, Field(ge=0, le=1)] = _setting(0.0, "a share from 0 to 1")
     max_length: Count | None = _setting(None, "a whole number of tokens from 1 up")  # tokens a row; none: the model's limit
+    # speech: the base's characters where they are all that the transcripts need, else those of the transcripts
+    vocabulary: Literal["auto", "base", "data"] = _setting("auto", "auto, base or data")
+    # speech: plain is lower case without punctuation but the apostrophe, as word error rates are usually told
+    transcripts: Literal["plain", "as-written"] = _setting("plain", "plain or as-written")
     class_weights: Literal["none", "balanced"] = _setting(
         "none", "none or balanced"
     )  # none: each row counts once, as in accuracy

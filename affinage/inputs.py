@@ -115,6 +115,8 @@ def _fingerprint(data: Data) -> str:
         for row, target, thing in zip(split.ids, split.targets, split.inputs, strict=True):
             if isinstance(thing, Path):
                 content = thing.read_bytes()
+            elif isinstance(thing, tuple):  # samples, and their rate
+                content = f"{thing[1]}\0".encode() + np.ascontiguousarray(thing[0]).tobytes()
             elif isinstance(thing, str):
                 try:
                     content = thing.encode()
@@ -190,6 +192,10 @@ def _suits(settings: config.Settings, task: Task) -> None:
         for name, idle in (("class_weights", "none"), ("label_smoothing", "auto"), ("hand_over", "auto")):
             if getattr(settings, name) not in (idle, 0.0):
                 raise AffinageError(f"--{name.replace('_', '-')} is for tasks that tell classes apart, not for {task.name}")
+    fields = task.__dataclass_fields__ if hasattr(task, "__dataclass_fields__") else {}
+    for name, idle in (("vocabulary", "auto"), ("transcripts", "plain")):
+        if getattr(settings, name) != idle and name not in fields:
+            raise AffinageError(f"--{name} is for speech recognition, not for {task.name}")
     if settings.views and not (task.classifies and task.kind == "image"):
         raise AffinageError(f"--views is for image classification, not for {task.name}")
     if settings.mix and not (task.classifies and task.kind == "image"):

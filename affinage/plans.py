@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from affinage import rates
-from affinage.errors import choose
+from affinage.errors import AffinageError, choose
 from affinage.net import Net
 from affinage.types import Plan, Rates, Stage
 
@@ -18,7 +18,7 @@ HAND_OVER = 0.3
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
 HEAD_RATE = 3e-3  # of a head that trains alone: what it reads does not move
-HEAD_STEPS = 2_000  # updates at most of such a head, where there are few rows
+HEAD_STEPS = 600  # updates at most of such a head, where there are few rows
 DEEP_RATE = 1e-3  # where it is more than one layer: boxes that were learnt well are lost at more
 DEEP_STEPS = 300  # of such a one: each goes through what stands between its layers (a detector's decoder)
 NAMES = ("scratch", "frozen", "two-stage", "full", "lora", "gradual")
@@ -71,6 +71,10 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
     if not solves:
+        if not net.addresses()["head"] and name not in ("full", "scratch"):
+            raise AffinageError(
+                f"the head of {type(net.model).__name__} is its table of words, which it reads first: use --plan full"
+            )
         rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE if _one_layer(net) else DEEP_RATE
         alone = Stage("head", "fit", (("head", rate), ("*", None)), batch=batch, accumulate=wishes.accumulate)
         wish = wishes.epochs if name == "frozen" or wishes.unfreeze == 0 else None
@@ -82,7 +86,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     depth = wishes.unfreeze if wishes.unfreeze != "auto" else "all"
     if fresh or (kind == "image" and depth == "all"):
         depth = "everything"  # a stem of convolutions is small and learns; a table of word embeddings is neither
-    scratch_rate = 1e-3 if kind == "image" else 3e-4
+    scratch_rate = 3e-4 if kind == "text" else 1e-3
     rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
     head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
     decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if fresh else 0.85
@@ -125,12 +129,12 @@ def _one_layer(net: Net) -> bool:
 def _converged(stage: Stage, rows: int, wish: int | None, steps: int) -> Stage:
     """The head alone, on what reaches it, computed once: steps are cheap, so it goes on until it gains nothing.
 
-    With a validation split that is told by its score; without one by the training loss, whose gain must be a thousandth in one
-    of `patience` epochs. `wish`: the epochs that were asked for, where this is the only stage; else about
+    With a validation split that is told by its score; without one by the training loss, which must fall by half a per cent in
+    one of `patience` epochs. `wish`: the epochs that were asked for, where this is the only stage; else about
     `steps` updates.
     """
     epochs = wish or max(passes(rows, stage.batch), math.ceil(steps / math.ceil(rows / stage.batch)))
-    return replace(stage, epochs=epochs, schedule="constant", patience=max(3, epochs // 10), tolerance=1e-3)
+    return replace(stage, epochs=epochs, schedule="constant", patience=max(3, epochs // 10), tolerance=5e-3)
 
 
 def _gradual(net: Net, fit: Stage, rate: float, decay: float, head: float) -> list[Stage]:

@@ -49,7 +49,7 @@ class Run:
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            model, processor = self.task.load(self.path, self.names, fresh=False, revision=None)
+            model, processor = self.task.reload(self.path, self.names)
             self._loaded = model.to(device()).eval(), processor
         return self._loaded
 

@@ -242,6 +242,10 @@ class Task(Protocol):
         """(model with a head for `names`, processor) of a Hub id, a folder or a run. Runs no code from a file."""
         ...
 
+    def reload(self, folder: Path, names: Sequence[str]) -> tuple[Any, Any]:
+        """(model, processor) of a finished run, as it was left."""
+        return self.load(folder, names, fresh=False, revision=None)
+
     def adopt(self, model: Any, processor: Any, names: Sequence[str]) -> Any:
         """A model that the user had loaded, made to fit these names.
 

@@ -255,3 +255,35 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
     )
     with pytest.raises(SystemExit):
         detection.main(["--base", "b"])  # "backbone" has another beginning
+
+
+def test_speakers_that_the_base_never_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base's speakers and those that are adapted to do not overlap; a finished cell is not run again, another base is refused."""
+    speech = loaded("speech", monkeypatch)
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent / "examples" / "pretrain"))
+    spec = importlib.util.spec_from_file_location("pretrain_speech", BENCHMARKS.parent / "examples" / "pretrain" / "speech.py")
+    assert spec and spec.loader
+    base = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(base)
+    rows, speakers = base.rows(shared_data / "fsdd")
+    assert len(rows) == 2000 and not set(speakers) & set(speech.SPEAKERS)
+    for speaker in speech.SPEAKERS:
+        found = speech.splits(shared_data / "fsdd", speaker)
+        assert (len(found["train"]), len(found["test"])) == (450, 50)
+        assert not {row["audio"] for part in found.values() for row in part} & {row["audio"] for row in rows}
+    ran: list[tuple[Any, ...]] = []
+
+    def measured(cell: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
+        ran.append(tuple(cell.values()))
+        return {"wer": 0.25 if cell["arm"] == "none" else 0.5, "cer": 0.1, "n": 50, "cpu_seconds": 1.0}
+
+    monkeypatch.setattr(speech, "measured", measured)
+    monkeypatch.setattr(speech, "digest", lambda folder: "abc")
+    words = ["--base", str(tmp_path), "--out", str(tmp_path / "a.jsonl"), "--seeds", "2"]
+    assert speech.main(words) == 0 and len(ran) == 2 + 2 * 24 == len(set(ran))
+    assert "none       WER  0.250  sd 0.000  cells 2" in capsys.readouterr().out
+    assert speech.main(words) == 0 and len(ran) == 50
+    monkeypatch.setattr(speech, "digest", lambda folder: "other")
+    assert speech.main(words) == 2 and "of another base" in capsys.readouterr().err

@@ -65,6 +65,25 @@ def tensors(made: Fitting) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in made.net.model.state_dict().items()}
 
 
+def test_a_head_that_is_trained_stops_once_its_loss_stands_still(tmp_path: Path) -> None:
+    """Without a validation split, by what it is taught: as long as an epoch takes enough off the loss, it goes on."""
+    stage = replace(STAGE, epochs=80, patience=3, tolerance=0.1, schedule="constant", rates=(("head", 1e-2), ("*", None)))
+    made = fitting("bert", replace(stage, dropout=False))
+    run(made, tmp_path / "a")
+    assert made.progress.done and 3 < made.progress.epoch < 80
+    losses = [record.value for record in read(tmp_path / "a") if record.name == "loss"]
+    best = losses[0]
+    gained = [0]
+    for epoch, loss in enumerate(losses[1:], 1):
+        if loss <= best * (1 - 0.1):
+            gained.append(epoch)
+        best = min(best, loss)
+    assert len(losses) - 1 - gained[-1] == 3  # the last gain, and three epochs without one
+    other = fitting("bert", replace(stage, tolerance=0.0, epochs=12))
+    run(other, tmp_path / "b")
+    assert not other.progress.done and other.progress.epoch == 12
+
+
 # ----------------------------------------------------------------------------------------------------------- schedule
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])

@@ -45,6 +45,18 @@ def test_every_table_covers_the_network(name: str, known: tuple[Net, str]) -> No
             assert stage.patience == 3 and stage.epochs >= 1
 
 
+def test_a_head_that_no_solver_fits_trains_alone(known: tuple[Net, str]) -> None:
+    network, kind = known
+    plan = make("two-stage", network, kind, 500, Wishes(), patience=False, solves=False)
+    head, body = plan.stages
+    assert (head.how, head.name) == ("fit", "head") and learns(network, head) == {"head"}
+    assert head.tolerance > 0 and head.patience >= 3 and head.schedule == "constant" and head.augment == "none"
+    assert body.hand_over == 1.0 and body.tolerance == 0
+    assert make("frozen", network, kind, 500, Wishes(), patience=False, solves=False).stages == (head,)
+    assert make("full", network, kind, 500, Wishes(), patience=False, solves=False).stages == (body,)
+    assert make("frozen", network, kind, 500, Wishes(epochs=2), patience=True, solves=False).stages[0].epochs == 2
+
+
 def test_who_learns(known: tuple[Net, str]) -> None:
     """Pretrained text keeps its word embeddings; pictures and what starts from nothing learn whole."""
     network, kind = known

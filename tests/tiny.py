@@ -155,3 +155,62 @@ def dinov3(folder: Path, kind: str = "vit") -> Path:
     )
     (folder / "preprocessor_config.json").write_text(json.dumps(said), encoding="utf8")
     return folder
+
+
+# ------------------------------------------------------------------------------------------------------------- sounds
+NOTES = {"low": 220.0, "mid": 440.0, "high": 880.0}  # hertz
+
+
+def note(pitch: float, seconds: float, rate: int, seed: int) -> np.ndarray:
+    """(S,) float32: a tone of this pitch in a little noise."""
+    draw = np.random.default_rng(seed)
+    times = np.arange(int(seconds * rate)) / rate
+    return (0.5 * np.sin(2 * np.pi * pitch * times + draw.uniform(0, 6)) + draw.normal(0, 0.02, len(times))).astype(np.float32)
+
+
+def tones(folder: Path, train: int = 24, validation: int = 9, test: int = 9, rate: int = 8000) -> Path:
+    """Folders of WAV files, one a class: low, mid and high tones of 0.2 to 0.5 seconds."""
+    import soundfile
+
+    for s, (split, count) in enumerate((("train", train), ("validation", validation), ("test", test))):
+        for i in range(count):
+            name = list(NOTES)[i % 3]
+            path = folder / split / name / f"{i}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, note(NOTES[name], 0.2 + 0.03 * (i % 10), rate, 1000 * s + i), rate)
+    return folder
+
+
+def melodies(folder: Path, train: int = 24, validation: int = 9, test: int = 9, rate: int = 8000) -> Path:
+    """`metadata.csv` and WAV files: one to three tones with pauses between them, and the names of the tones as transcript."""
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    lines = [("file_name", "transcription", "split")]
+    for split, count in (("train", train), ("validation", validation), ("test", test)):
+        for i in range(count):
+            words = [list(NOTES)[k] for k in draw.integers(0, 3, 1 + i % 3)]
+            parts = [
+                np.concatenate([note(NOTES[w], 0.3, rate, int(draw.integers(2**31))), np.zeros(rate // 20, np.float32)])
+                for w in words
+            ]
+            soundfile.write(folder / f"{split}-{i}.wav", np.concatenate(parts), rate)
+            lines.append((f"{split}-{i}.wav", " ".join(words), split))
+    with (folder / "metadata.csv").open("w", encoding="utf8", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return folder
+
+
+def wav2vec2(folder: Path, head: str = "none", rate: int = 8000, **changes: Any) -> Path:
+    """A random wav2vec2 of two blocks, without a head and a vocabulary, with layer norms in its stem, and its extractor."""
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=12,
+        conv_dim=(16, 16, 32), conv_stride=(5, 4, 4), conv_kernel=(10, 8, 4), num_feat_extract_layers=3,
+        feat_extract_norm="layer", do_stable_layer_norm=True, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        classifier_proj_size=16, hidden_dropout=0.0, attention_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0,
+    )  # fmt: skip
+    T.Wav2Vec2Model(T.Wav2Vec2Config(**(sizes | changes))).save_pretrained(folder)
+    T.Wav2Vec2FeatureExtractor(sampling_rate=rate, return_attention_mask=True).save_pretrained(folder)
+    return folder

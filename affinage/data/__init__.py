@@ -17,7 +17,7 @@ USUAL = Columns()  # the usual names, where the user names none
 
 
 def readers() -> Iterator[ModuleType]:
-    """Each module of this folder with an `accepts`, in alphabetical order: `archive`, `file`, `folder`, `hub`, `memory`."""
+    """Each module of this folder with an `accepts`, in alphabetical order: `archive`, `audio`, `file`, ...."""
     for found in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         module = importlib.import_module(f"{__name__}.{found}")
         if hasattr(module, "accepts"):
@@ -38,7 +38,7 @@ def read(
         source: a folder, a file, a Hub id, a Dataset, a pandas frame, a list of dicts, or a dict of splits.
         columns: which columns hold what, where the usual names do not tell.
         validation, test: sources of their own, in place of the splits that `source` has.
-        kind: "text" or "image", where one is wanted; None for what is there.
+        kind: "text", "image" or "audio", where one is wanted; None for what is there.
 
     Raises:
         AffinageError: nothing there, not readable, or not of the kind; one line with the way out.
@@ -47,6 +47,10 @@ def read(
     for name, other in (("validation", validation), ("test", test)):
         if other is not None:
             tables[name] = _only(_tables(other, columns, kind or tables["train"].kind), name, other)
+    means = {table.labels for table in tables.values()}
+    if len(means) > 1:
+        found = ", ".join(f"{name} has a {table.labels} a row" for name, table in tables.items())
+        raise AffinageError(f"{_named(source)}: {found}; expected the same: name the column with --label-column")
     kinds = {table.kind for table in tables.values()}
     if len(kinds) > 1:
         found = ", ".join(f"{name} holds {table.kind}" for name, table in tables.items())

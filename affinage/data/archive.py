@@ -13,11 +13,11 @@ import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 from ..errors import AffinageError
 from ..spool import Cells, pread
-from ..types import Columns
+from ..types import Columns, Kind
 from .growing import Growing
 from .table import IMAGES, SPLITS, TEXT, Table, label_name
 
@@ -129,7 +129,7 @@ def _table(tars: Sequence[Path], split: str, columns: Columns, kind: str | None)
             for key, sample in samples(tar):
                 row = f"{tar.name}/{key}"
                 picture = _picture(sample, columns, row) if kind != "text" else None
-                what: Literal["text", "image"] = "image" if picture else "text"
+                what: Kind = "image" if picture else "text"
                 if rows is None:
                     rows = Growing(
                         what, Pictures() if picture else Cells(str), f'; expected .cls, or a "label" in .json; {ORDER}'

@@ -8,10 +8,10 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import AffinageError
-from ..types import Columns
+from ..types import Columns, Kind, Labels
 from . import shards
 from .table import FILES, SPLITS, Table, build, pick
 
@@ -22,11 +22,12 @@ DELIMITERS = ",;\t|"  # the first wins a tie
 class Found(NamedTuple):
     """The two columns of a file, as written."""
 
-    kind: Literal["text", "image"]
+    kind: Kind
     inputs: list[Any]
     labels: list[Any]
     where: Sequence[int]  # line, or row
     classes: tuple[str, ...] | None = None
+    means: Labels = "class"
 
 
 def accepts(source: Any) -> bool:
@@ -88,7 +89,7 @@ def _joined(tables: list[Table]) -> Table:
     inputs, targets, ids, unreadable = (
         [row for table in tables for row in getattr(table, name)] for name in ("inputs", "targets", "ids", "unreadable")
     )
-    return Table(first.kind, inputs, targets, ids, first.classes, tuple(unreadable))
+    return Table(first.kind, inputs, targets, ids, first.classes, tuple(unreadable), first.labels)
 
 
 def _table(path: Path, split: str, columns: Columns, kind: str | None) -> Table:
@@ -103,7 +104,15 @@ def _table(path: Path, split: str, columns: Columns, kind: str | None) -> Table:
                             f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new{suffix}") from None  # fmt: skip
     ids = [f"{path.name}:{number}" for number in found.where]
     return build(
-        found.kind, found.inputs, found.labels, ids, where=path.name, split=split, base=path.parent, classes=found.classes
+        found.kind,
+        found.inputs,
+        found.labels,
+        ids,
+        where=path.name,
+        split=split,
+        base=path.parent,
+        classes=found.classes,
+        means=found.means,
     )
 
 
@@ -136,7 +145,7 @@ def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str 
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
             names = next(reader)
-            what, left, right = pick(names, columns, kind, path.name)
+            what, left, right, means = pick(names, columns, kind, path.name)
             a, b = names.index(left), names.index(right)
             line = reader.line_num + 1
             for row in reader:
@@ -153,7 +162,7 @@ def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str 
         raise _Form(f"{path.name} line {number}: {error}; a quotation mark in a quoted cell is written twice") from None
     finally:
         csv.field_size_limit(limit)
-    return Found(what, inputs, labels, where)
+    return Found(what, inputs, labels, where, None, means)
 
 
 def _json(path: Path, columns: Columns, kind: str | None) -> Found:
@@ -175,8 +184,8 @@ def _json(path: Path, columns: Columns, kind: str | None) -> Found:
         raise AffinageError(f'{path.name} (row {wrong}) is not a list of objects such as {{"text": "…", "label": "…"}}')
     if not rows:
         raise AffinageError(f"{path.name} holds no rows: expected at least one")
-    what, left, right = pick(dict.fromkeys(key for row in rows for key in row), columns, kind, path.name)
-    return Found(what, [row.get(left) for row in rows], [row.get(right) for row in rows], where)
+    what, left, right, means = pick(dict.fromkeys(key for row in rows for key in row), columns, kind, path.name, rows[0].get)
+    return Found(what, [row.get(left) for row in rows], [row.get(right) for row in rows], where, None, means)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -200,4 +209,4 @@ def _parquet(path: Path, columns: Columns, kind: str | None) -> Found:
     except (pa.ArrowException, OSError) as error:
         raise shards.unreadable(path, error) from None
     cells = table.column(shard.input).to_pylist(), table.column(shard.label).to_pylist()
-    return Found(shard.kind, *cells, range(table.num_rows), shard.classes)
+    return Found(shard.kind, *cells, range(table.num_rows), shard.classes, shard.means)

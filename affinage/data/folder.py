@@ -1,13 +1,15 @@
-"""Reads a folder a class, of images or of .txt files, with or without train, validation and test folders above them."""
+"""Reads a folder a class, of images, recordings or .txt files, with or without train, validation and test folders above them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import AffinageError
-from ..types import Columns
-from .table import FILES, IMAGES, SPLITS, Table
+from ..types import Columns, Kind
+from .table import FILES, IMAGES, SOUNDS, SPLITS, Table
+
+PLAIN = {"image": "images", "audio": "recordings", "text": ".txt files"}
 
 
 def accepts(source: Any) -> bool:
@@ -49,9 +51,9 @@ def _files(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
 
 
-def _kind(path: Path) -> Literal["text", "image"] | None:
+def _kind(path: Path) -> Kind | None:
     suffix = path.suffix.lower()
-    return "image" if suffix in IMAGES else "text" if suffix == ".txt" else None
+    return "image" if suffix in IMAGES else "audio" if suffix in SOUNDS else "text" if suffix == ".txt" else None
 
 
 def _holds(folder: Path) -> bool:
@@ -77,7 +79,8 @@ def _table(root: Path, folder: Path, classes: list[Path], kind: str | None) -> T
                 rows.append((file, place.name))
                 kinds.add(found)
     if len(kinds) > 1:
-        raise AffinageError(f"{folder} holds both images and .txt files; remove the others, or name a kind with --task")
+        both = " and ".join(PLAIN[one] for one in sorted(kinds))
+        raise AffinageError(f"{folder} holds both {both}; remove the others, or name a kind with --task")
     if not rows:
         tables = [file.name for file in _files(folder) if file.suffix.lower() in FILES]
         loose = sum(_kind(file) is not None for file in _files(folder))
@@ -85,10 +88,10 @@ def _table(root: Path, folder: Path, classes: list[Path], kind: str | None) -> T
             raise AffinageError(f"{folder} holds {', '.join(tables[:5])} and no train file; name one of them, or one with --test")
         if loose:
             raise AffinageError(f"{folder} holds {loose} files and no class folders; expected CLASS/file")
-        wanted = {"image": "images", "text": ".txt files"}.get(kind or "", "images or .txt files")
+        wanted = PLAIN.get(kind or "", "images, recordings or .txt files")
         raise AffinageError(f"{folder} holds nothing to read; expected CLASS/file with {wanted}, or train.csv")
     what = kinds.pop()
-    if what == "image":
+    if what != "text":
         inputs: list[Any] = [file for file, _ in rows]
     else:
         inputs, kept = [], []

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import AffinageError
 from ..spool import Cells
+from ..types import Kind, Labels
 from .table import UNLABELLED, Table
 
 
 class Growing:
     """The rows of one split so far; `table` gives them as any reader's."""
 
-    def __init__(self, kind: Literal["text", "image"], inputs: Any, hint: str = "") -> None:
+    def __init__(self, kind: Kind, inputs: Any, hint: str = "", means: Labels = "class") -> None:
         """`inputs`: the empty sequence that takes each with `add` and keeps it elsewhere. `hint`: why labels may be missing."""
-        self.kind, self.inputs, self.hint = kind, inputs, hint
+        self.kind, self.inputs, self.hint, self.means = kind, inputs, hint, means
         self.ids = Cells(str)
         self.targets: list[str] = []
         self.unreadable: list[tuple[str, str]] = []
@@ -44,4 +45,4 @@ class Growing:
             return Table(self.kind, [], [], [], classes, ((where, UNLABELLED),))
         if not self.targets and not self.unreadable:
             raise AffinageError(f"{where} holds no rows: expected at least one")
-        return Table(self.kind, self.inputs, self.targets, self.ids, classes, tuple(self.unreadable))
+        return Table(self.kind, self.inputs, self.targets, self.ids, classes, tuple(self.unreadable), self.means)

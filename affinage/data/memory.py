@@ -45,26 +45,33 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
 def _table(source: Any, split: str, name: str, columns: Columns, kind: str | None) -> Table:
     classes = None
     if hasattr(source, "with_format") and hasattr(source, "column_names") and hasattr(source, "num_rows"):  # datasets.Dataset
-        what, left, right = pick(source.column_names, columns, kind, name)
+
+        def seen(column: str) -> Any:
+            cells = source.select_columns([column]).with_format("arrow")[:1].column(column).to_pylist()
+            return cells[0] if cells else None
+
+        what, left, right, means = pick(source.column_names, columns, kind, name, seen)
         classes = objects.declared(source.features[right])
         table = source.select_columns([left, right]).with_format("arrow")[:]  # images stay encoded
         inputs, labels = table.column(left).to_pylist(), table.column(right).to_pylist()
     elif hasattr(source, "iloc") and hasattr(source, "columns"):  # pandas.DataFrame
-        what, left, right = pick(source.columns, columns, kind, name)
+        what, left, right, means = pick(source.columns, columns, kind, name, lambda c: source[c].iloc[0] if len(source) else None)
         inputs, labels = source[left].tolist(), source[right].tolist()
     elif isinstance(source, dict):
-        what, left, right = pick(source, columns, kind, name)
+        what, left, right, means = pick(source, columns, kind, name, lambda c: next(iter(source[c]), None))
         inputs, labels = list(source[left]), list(source[right])
         if len(inputs) != len(labels):
             raise AffinageError(f"{name} has {len(inputs)} values in '{left}' and {len(labels)} in '{right}'; expected as many")
     elif isinstance(source, list | tuple) and all(isinstance(row, dict) for row in source):
         if not source:
             raise AffinageError(f"{name} holds no rows: expected at least one")
-        what, left, right = pick(dict.fromkeys(key for row in source for key in row), columns, kind, name)
+        every = dict.fromkeys(key for row in source for key in row)
+        what, left, right, means = pick(every, columns, kind, name, source[0].get)
         inputs, labels = [row.get(left) for row in source], [row.get(right) for row in source]
     else:
         raise AffinageError(
             f"cannot read a {type(source).__name__}; expected a path, a Hub id, a Dataset, a pandas frame or a list of dicts"
         )
     ids = [f"{name}:{row}" for row in range(len(inputs))]
-    return build(what, inputs, labels, ids, where=name, split=split, base=Path(), classes=tuple(classes) if classes else None)
+    named = tuple(classes) if classes else None
+    return build(what, inputs, labels, ids, where=name, split=split, base=Path(), classes=named, means=means)

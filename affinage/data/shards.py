@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import AffinageError
 from ..spool import AT_ONCE, Cells, limit, need
-from ..types import Columns
+from ..types import Columns, Kind, Labels
 from . import objects
 from .growing import Growing
 from .table import UNLABELLED, Table, build, pick
@@ -25,12 +25,13 @@ class Shard(NamedTuple):
     """One file, as its footer describes it."""
 
     path: Path
-    kind: Literal["text", "image"]
+    kind: Kind
     input: str  # the two columns
     label: str
     rows: int
     bytes: int  # of the input column, uncompressed
     classes: tuple[str, ...] | None
+    means: Labels = "class"
 
 
 def large(shards: Sequence[Shard]) -> bool:
@@ -55,14 +56,20 @@ def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
             schema, metadata = file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as error:
         raise unreadable(path, error) from None
-    what, left, right = pick(schema.names, columns, kind, path.name)
+
+    def first(column: str) -> Any:
+        with pq.ParquetFile(path) as file:
+            return next((batch.column(0).to_pylist()[0] for batch in file.iter_batches(1, columns=[column])), None)
+
+    what, left, right, means = pick(schema.names, columns, kind, path.name, first)
     size = 0
     for group in (metadata.row_group(g) for g in range(metadata.num_row_groups)):
         parts = (group.column(c) for c in range(group.num_columns))
         size += sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == left)
     # `datasets` writes the names of its classes into the file's own metadata.
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return Shard(path, what, left, right, metadata.num_rows, size, objects.declared(features.get(right) or {}))
+    classes = objects.declared(features.get(right) or {})
+    return Shard(path, what, left, right, metadata.num_rows, size, classes, means)
 
 
 def unreadable(path: Path, error: Exception) -> AffinageError:
@@ -84,16 +91,18 @@ def spooled(shards: Sequence[Shard], split: str) -> Table:
         start, where, base = 0, shard.path.name, shard.path.parent
         for inputs, labels in _batches(shard):
             ids = [f"{where}:{start + i}" for i in range(len(inputs))]
-            part = build(first.kind, inputs, labels, ids, where=where, split=split, base=base, classes=shard.classes)
+            part = build(
+                first.kind, inputs, labels, ids, where=where, split=split, base=base, classes=shard.classes, means=shard.means
+            )
             start += len(inputs)
             left_out += part.unreadable
             for item, target, row in zip(part.inputs, part.targets, part.ids, strict=True):
                 if rows is None:
-                    rows = Growing(first.kind, Cells(Path if isinstance(item, Path) else type(item)))
+                    rows = Growing(first.kind, Cells(Path if isinstance(item, Path) else type(item)), means=first.means)
                 if not isinstance(item, rows.inputs.form):
                     raise AffinageError(f"{row} and the rows before it mix encoded pictures with paths: expected one of them")
                 rows.add(item, target, row)
-    rows = rows or Growing(first.kind, Cells(bytes))
+    rows = rows or Growing(first.kind, Cells(bytes), means=first.means)
     for row, why in left_out:
         if why == UNLABELLED:
             rows.unlabelled.append(row)

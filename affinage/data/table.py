@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from ..errors import AffinageError, nearest
 from ..pictures import size_of
-from ..types import Columns, Labels
+from ..types import Columns, Kind, Labels
 from . import objects
 from .objects import OBJECTS
 
+AUDIO = ("audio", "file_name", "path", "file")
+TRANSCRIPT = ("transcription", "transcript", "sentence", "text")
 TEXT = ("text", "sentence")  # column names that need no flag, in order of preference
 IMAGE = ("image", "img", "file_name", "path")
 LABEL = ("label", "labels")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tiff", ".tif")
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au")
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+UNSAID = "no transcript"
 UNLABELLED = "no row has a label: the split is left out"
 SPLITS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 
@@ -26,23 +32,41 @@ SPLITS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"
 class Table(NamedTuple):
     """N rows of one split as a reader found them. `unreadable` holds (row id, why) of the rows that are left out."""
 
-    kind: Literal["text", "image"]
-    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image
-    targets: list[Any]  # class names; the boxes of pictures
+    kind: Kind
+    inputs: Sequence[Any]  # text: str. image: Path, encoded bytes, or PIL image. audio: Path, encoded bytes, or (samples, rate)
+    targets: list[Any]  # class names; transcripts; the boxes of pictures
     ids: Sequence[str]
     classes: tuple[str, ...] | None = None  # where the source itself declares them, in its order
     unreadable: tuple[tuple[str, str], ...] = ()
     labels: Labels = "class"
 
 
-def pick(names: Iterable[str], columns: Columns, kind: str | None, where: str) -> tuple[Literal["text", "image"], str, str]:
-    """(kind, input column, label column) among `names`: what the user named, else what is usual.
+class Picked(NamedTuple):
+    """Which columns are read, and as what."""
+
+    kind: Kind
+    input: str
+    label: str
+    labels: Labels = "class"
+
+
+def pick(
+    names: Iterable[str], columns: Columns, kind: str | None, where: str, first: Callable[[str], Any] = lambda column: None
+) -> Picked:
+    """The input and label columns among `names`: what the user named, else what is usual.
+
+    `first(column)` is a cell of that column, which tells sounds from pictures where its name does not.
 
     Raises:
         AffinageError: a named column is not there, or what is usual is not there or not unique.
     """
     names = [str(name) for name in names]
     found = _found(names)
+    audio = _column(names, columns.audio, AUDIO, where) if kind in (None, "audio") else None
+    if audio and kind is None and not columns.audio and (columns.text or columns.image or not sounds(first(audio))):
+        audio = None
+    if audio is not None or kind == "audio":
+        return _heard(names, columns, audio, where)
     label = _column(names, columns.label, LABEL, where)
     text = _column(names, columns.text, TEXT, where) if kind != "image" else None
     image = _column(names, columns.image, IMAGE, where) if kind != "text" else None
@@ -62,11 +86,45 @@ def pick(names: Iterable[str], columns: Columns, kind: str | None, where: str) -
         wanted = f"{kind} column" if kind else "text or image column"
         flags = f"--{kind}-column" if kind else "--text-column or --image-column"
         raise AffinageError(f"{where} has no {wanted} ({found}); name it with {flags}")
-    return ("text", text, label) if text is not None else ("image", cast(str, image), label)
+    return Picked("text", text, label) if text is not None else Picked("image", cast(str, image), label)
+
+
+def _heard(names: list[str], columns: Columns, audio: str | None, where: str) -> Picked:
+    """The columns of sounds: their transcripts, or their classes where that is what the task wants, or all there is."""
+    found = _found(names)
+    if audio is None:
+        raise AffinageError(f"{where} has no audio column ({found}); name it with --audio-column")
+    rest = [name for name in names if name != audio]
+    spoken, label = _column(rest, None, TRANSCRIPT, where), _column(rest, None, LABEL, where)
+    wanted: Labels = columns.labels or ("transcript" if spoken or not label else "class")
+    if columns.label:  # named: a transcript, unless it is a usual name of classes
+        named = str(_column(rest, columns.label, (), where))
+        usual: Labels = "class" if named.strip().casefold() in LABEL else "transcript"
+        return Picked("audio", audio, named, columns.labels or usual)
+    target = spoken if wanted == "transcript" else label
+    if target is None:
+        what = "transcript" if wanted == "transcript" else "label"
+        usual_names = " or ".join(TRANSCRIPT if wanted == "transcript" else LABEL)
+        raise AffinageError(f"{where} has no {what} column ({found}); name it with --label-column, or call it {usual_names}")
+    return Picked("audio", audio, target, wanted)
+
+
+def sounds(cell: Any) -> bool:
+    """Whether a cell holds or names a recording, by the name's end or the first bytes."""
+    if isinstance(cell, tuple) and len(cell) == 2:
+        return hasattr(cell[0], "dtype")
+    if isinstance(cell, dict):
+        if cell.get("array") is not None:
+            return True
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        head = bytes(cell[:12])
+        return head.startswith((b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")) or (head[:4], head[8:]) == (b"RIFF", b"WAVE")
+    return isinstance(cell, str | Path) and str(cell).lower().endswith(SOUNDS)
 
 
 def build(
-    kind: Literal["text", "image"],
+    kind: Kind,
     inputs: Sequence[Any],
     labels: Sequence[Any],
     ids: Sequence[str],
@@ -75,10 +133,12 @@ def build(
     split: str,
     base: Path,
     classes: tuple[str, ...] | None = None,
+    means: Labels = "class",
 ) -> Table:
-    """Cells to rows: labels become names, relative image paths start at `base`, rows without content are left out.
+    """Cells to rows: labels become names, relative paths start at `base`, rows without content are left out.
 
     A validation or test split in which no row has a label (as on the Hub, where it is kept secret) is left out whole.
+    `means`: what the labels are; a recording without a transcript is left out, and listed.
 
     Raises:
         AffinageError: no rows, a missing label, a row without text, or a cell that is neither text nor image.
@@ -87,8 +147,15 @@ def build(
         raise AffinageError(f"{where} holds no rows: expected at least one under the header")
     if kind == "image" and objects.stand_in(labels):
         return _with_boxes(inputs, labels, ids, where=where, base=base, classes=classes)
-    targets = [label_name(value, classes, where) for value in labels]
-    if None in targets:
+    if means == "transcript":
+        targets = [None if missing(value) else " ".join(str(value).split()) or None for value in labels]
+        if not any(targets):
+            if split == "train":
+                raise AffinageError(f"none of the {len(targets)} rows of {where} has a transcript: check --label-column")
+            return Table(kind, [], [], [], None, ((where, UNLABELLED),), means)
+    else:
+        targets = [label_name(value, classes, where) for value in labels]
+    if None in targets and means == "class":
         if split != "train" and not any(targets):
             return Table(kind, [], [], [], classes, ((where, UNLABELLED),))
         _refuse("label", [i for i, target in zip(ids, targets, strict=True) if target is None], len(ids), where)
@@ -96,10 +163,12 @@ def build(
         _refuse("text", [i for i, cell in zip(ids, inputs, strict=True) if missing(cell)], len(ids), where)
         cells = [(str(cell), None if str(cell).strip() else "empty text") for cell in inputs]
     else:
-        cells = [_image(cell, base, row, where) for cell, row in zip(inputs, ids, strict=True)]
+        read = _sound if kind == "audio" else _image
+        cells = [read(cell, base, row, where) for cell, row in zip(inputs, ids, strict=True)]
         if all(why == "no such file" for _, why in cells):
-            raise AffinageError(f"none of the {len(cells)} image files that {where} names is there, first {cells[0][0]}: "
+            raise AffinageError(f"none of the {len(cells)} {kind} files that {where} names is there, first {cells[0][0]}: "
                                 "paths count from the folder of the file")  # fmt: skip
+        cells = [(cell, why or (UNSAID if t is None else None)) for (cell, why), t in zip(cells, targets, strict=True)]
     keep = [i for i, (_, why) in enumerate(cells) if why is None]
     return Table(
         kind,
@@ -108,6 +177,7 @@ def build(
         [ids[i] for i in keep],
         classes,
         tuple((ids[i], why) for i, (_, why) in enumerate(cells) if why is not None),
+        means,
     )
 
 
@@ -190,3 +260,27 @@ def _image(cell: Any, base: Path, row: str, where: str) -> tuple[Any, str | None
     if hasattr(cell, "convert") and hasattr(cell, "size"):
         return cell, None  # a PIL image
     raise AffinageError(f"{row} holds a {type(cell).__name__} as image; expected a path, encoded bytes or a PIL image")
+
+
+def _sound(cell: Any, base: Path, row: str, where: str) -> tuple[Any, str | None]:
+    """(what to decode later, why not): bytes as they are, a path joined to `base`, (samples, rate); nothing is decoded here."""
+    if isinstance(cell, dict):  # as the Hub stores a sound: with or without its samples
+        if cell.get("array") is not None:
+            cell = (cell["array"], cell.get("sampling_rate"))
+        else:
+            cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return bytes(cell), None if len(cell) else "no bytes"
+    if missing(cell) or (isinstance(cell, str) and not cell):
+        return None, "no recording"
+    if isinstance(cell, str | Path):
+        if str(cell).startswith(("http://", "https://")):
+            raise AffinageError(f"{where} names web addresses ({str(cell)[:80]}); download the recordings and name their files")
+        path = base / Path(cell).expanduser()
+        if path.suffix and path.suffix.lower() not in SOUNDS:
+            raise AffinageError(f"{row} names '{cell}', which is no recording; expected one of {' '.join(SOUNDS)}")
+        return path, None if os.path.isfile(path) else "no such file"
+    if isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], int | float) and cell[1] > 0:
+        samples = np.asarray(cell[0])
+        return (samples, int(cell[1])), None if samples.size else "no samples"
+    raise AffinageError(f"{row} holds a {type(cell).__name__} as sound; expected a path, encoded bytes or (samples, rate)")

@@ -127,7 +127,8 @@ def _predictions(path: Path, known: dict[str, Any]) -> Predictions | None:
         if split is None:
             return None
         rows: list[dict[str, Any]] = []
-        columns = ["split", "id", "text", "thumbnail", "label", "prediction", "confidence"]
+        wanted = ("split", "id", "text", "thumbnail", "audio", "label", "prediction", "confidence")
+        columns = [name for name in wanted if name in file.schema_arrow.names]
         for batch in file.iter_batches(1024, columns=columns):
             rows += [row | {"text": row["text"] and row["text"][:TEXT]} for row in batch.to_pylist() if row["split"] == split]
     classes = list(known.get("data", {}).get("classes") or [])

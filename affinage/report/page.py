@@ -17,6 +17,7 @@ from affinage.report import detection, draw, words
 from affinage.report.classes import classes
 from affinage.report.folder import Predictions, Run, read
 from affinage.report.headline import headline
+from affinage.report.speech import player, speech
 from affinage.report.style import STYLE
 from affinage.report.training import costs, curves, learning
 from affinage.report.words import label, share, text
@@ -44,11 +45,13 @@ def html(run: Run) -> str:
         p = run.predictions
         sections += [classes(p), mistakes(p), calibrated(p)]
     sections += detection.sections(run)
+    sections.append(speech(run))
     sections += [curves(run), learning(run), costs(run), findings(run), settings(run)]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none';img-src data:;style-src 'unsafe-inline'\">"
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none';img-src data:;media-src data:;style-src 'unsafe-inline'\">"
         f"<title>{escape(heading)} · affinage</title><style>{STYLE}</style></head><body><main>{''.join(sections)}"
         f"<footer>Made by affinage {text(run.facts.get('affinage', ''))} from run.json, records.jsonl and predictions.parquet "
         "in this folder; no model was run to make this page.</footer></main></body></html>\n"
@@ -65,7 +68,7 @@ def mistakes(p: Predictions) -> str:
     figures = []
     for i in order:
         row = p.rows[i]
-        shown = _picture(row.get("thumbnail"), row["label"])
+        shown = _picture(row.get("thumbnail"), row["label"]) + player(row.get("audio"))
         if row.get("text") is not None:
             said = row["text"] if len(row["text"]) <= MOST_TEXT else row["text"][:MOST_TEXT] + " …"
             shown += f"<blockquote>{text(said)}</blockquote>"

@@ -117,6 +117,8 @@ overflow-wrap:anywhere;min-width:0}
 .wrongs blockquote{margin:0 0 12px;font-size:.92rem;line-height:1.45;flex:1}
 .wrongs img{width:100%;height:130px;object-fit:contain;margin-bottom:10px;border-radius:4px}
 .wrongs img.tiny{image-rendering:pixelated}
+.wrongs audio{width:100%;height:34px;margin-bottom:10px}
+.aligned{display:flex;flex-wrap:wrap;gap:4px 10px;margin-bottom:10px;font-size:.92rem;line-height:1.35}
 .wrongs figcaption{font-size:.82rem;line-height:1.45}
 .wrongs figcaption small{display:block;font-size:.75rem}
 .wrongs.scenes{grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr))}

@@ -82,7 +82,7 @@ def test_rows_of_empty_text_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a.csv", "label,text\n,x\na,y\nNaN,z\n", "2 of 3 rows of a.csv have no label .a.csv:2, a.csv:4"),
         ("a.csv", "label,image\na,http://x.org/1.png\n", "download"),
         ("a.csv", "label,image\na,1.png\n", "none of the 1 image files"),
-        ("a.csv", "label,path\na,1.flac\n", "'1.flac', which is no image file"),
+        ("a.csv", "label,path\na,1.midi\n", "'1.midi', which is no image file"),
         ("a.jsonl", '{"label": "a", "text": "x"}\n{"label": "a"}\n', "1 of 2 rows of a.jsonl have no text .a.jsonl:2"),
         ("a.jsonl", '{"label": "a", "text": "x"}\n{"label": \n', "line 2 is not JSON"),
         ("a.json", '{"label": "a"}', "not a list of objects"),

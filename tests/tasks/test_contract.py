@@ -33,6 +33,8 @@ def example(task: Task, folder: Path) -> tuple[Path, Any]:
         ("text", "class"): lambda: (tiny.bert(folder / "model"), tiny.csvs(folder / "data")),
         ("image", "class"): lambda: (tiny.resnet(folder / "model"), tiny.pictures(folder / "data")),
         ("image", "boxes"): lambda: (detectors.saved(folder / "model"), detectors.pictures(folder / "data")),
+        ("audio", "class"): lambda: (tiny.wav2vec2(folder / "model"), tiny.tones(folder / "data")),
+        ("audio", "transcript"): lambda: (tiny.wav2vec2(folder / "model"), tiny.melodies(folder / "data")),
     }[task.kind, task.labels]()
 
 

@@ -1,0 +1,148 @@
+"""Networks that write what they hear token by token (Whisper, Moonshine): their rows, targets, loss and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from affinage.errors import AffinageError
+from affinage.hearing import SoundRows
+from affinage.types import Batch
+
+if TYPE_CHECKING:
+    import torch
+
+WRITTEN = "decoder_input_ids"  # what the decoder has written so far
+IGNORED = -100  # of a target: padding
+MOST = 200  # tokens that are written of one recording at most; Whisper's decoder has 448 places, half of them for a prompt
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Rows of sound, each with the token that a transcript begins with."""
+
+    sounds: SoundRows
+    start: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.sounds.lengths
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The sounds, and `decoder_input_ids` (B, 1)."""
+        import torch
+
+        return {**self.sounds.batch(rows), WRITTEN: torch.full((len(rows), 1), self.start, dtype=torch.int64)}
+
+    def mask(self, batch: Batch) -> torch.Tensor | None:
+        return self.sounds.mask(batch)
+
+
+@dataclass(frozen=True)
+class TokenAims:
+    """N transcripts as tokens, each with its end."""
+
+    ids: list[np.ndarray]  # (N) of (L,) int64
+    start: int
+
+    @property
+    def counts(self) -> np.ndarray:
+        """The loss is a mean over tokens."""
+        return np.array([len(ids) for ids in self.ids], np.float64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """`labels` (B, L), padded with -100, and what the decoder is `written` before each of them (B, L)."""
+        import torch
+
+        chosen = [self.ids[i] for i in rows]
+        labels = np.full((len(chosen), max(1, max(len(ids) for ids in chosen))), IGNORED, np.int64)
+        for row, ids in zip(labels, chosen, strict=True):
+            row[: len(ids)] = ids
+        before = np.concatenate([np.full((len(labels), 1), self.start), labels[:, :-1]], 1)
+        before[before == IGNORED] = self.start  # behind the end: looked at by no target
+        return {"labels": torch.from_numpy(labels), "written": torch.from_numpy(before)}
+
+
+def load(config: Any, source: str | Path, *, task: str, fresh: bool, revision: str | None) -> Any:
+    """The model.
+
+    Raises:
+        AffinageError: as `pretrained.guarded`.
+    """
+    import transformers
+
+    from affinage import pretrained
+
+    auto = transformers.AutoModelForSpeechSeq2Seq
+    if fresh:
+        return pretrained.guarded(lambda: auto.from_config(config, trust_remote_code=False), source, task)
+    return pretrained.guarded(
+        lambda: auto.from_pretrained(source, config=config, revision=revision, use_safetensors=True, trust_remote_code=False),
+        source,
+        task,
+    )
+
+
+def begun(sounds: SoundRows, model: Any) -> Begun:
+    return Begun(sounds, int(model.config.decoder_start_token_id))
+
+
+def aims(targets: Sequence[str], tokenizer: Any, model: Any) -> TokenAims:
+    """Each transcript's tokens, with what the checkpoint puts before them (language, task) and the end."""
+    start, end = int(model.config.decoder_start_token_id), model.config.eos_token_id
+    found = []
+    for text in targets:
+        ids = list(tokenizer(text).input_ids)
+        ids = ids[1:] if ids[:1] == [start] else ids
+        if end is not None and ids[-1:] != [end]:
+            ids.append(int(end))
+        found.append(np.asarray(ids, np.int64))
+    longest, places = max(map(len, found), default=0), getattr(model.config, "max_target_positions", None)
+    if places and longest > places:
+        raise AffinageError(f"a transcript has {longest} tokens, and the model writes {places} at most: cut the recording in two")
+    return TokenAims(found, start)
+
+
+def loss(logits: torch.Tensor, targets: Any) -> torch.Tensor:
+    """Cross entropy of (B, L, V) logits, mean over tokens, fp32."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits.float().flatten(0, 1), targets["labels"].flatten(), ignore_index=IGNORED)
+
+
+def answer(forward: Any, batch: Batch, tokenizer: Any, targets: Any = None) -> list[dict[str, Any]]:
+    """`text`, its `confidence` (the geometric mean of its tokens' probabilities), and the `loss` where targets are known.
+
+    Written greedily. These networks tell no times, so that `words` is empty.
+    """
+    import torch
+
+    model = forward if hasattr(forward, "generate") else forward.model  # what is above a cut has its network
+    sounds = {name: value for name, value in batch.items() if name != WRITTEN}
+    places = getattr(model.config, "max_target_positions", None) or getattr(model.config, "max_position_embeddings", None) or MOST
+    ids = model.generate(**sounds, max_new_tokens=min(MOST, places // 2), do_sample=False, num_beams=1)
+    if ids.shape[1] == 0 or not (ids[:, :1] == model.config.decoder_start_token_id).all():  # some leave the first token out
+        ids = torch.cat([batch[WRITTEN], ids], 1)
+    said = model(**sounds, **{WRITTEN: ids[:, :-1]}).logits.float().log_softmax(-1) if ids.shape[1] > 1 else None
+    losses: list[float | None] = [None] * len(ids)
+    if targets is not None:
+        logits = model(**sounds, **{WRITTEN: targets["written"]}).logits
+        losses = [loss(one[None], {"labels": row[None]}).item() for one, row in zip(logits, targets["labels"], strict=True)]
+    found = []
+    special = set(tokenizer.all_special_ids)
+    for i, (row, own) in enumerate(zip(ids.tolist(), losses, strict=True)):
+        text = " ".join(tokenizer.decode(row, skip_special_tokens=True).split())
+        spoken = [t for t in range(1, len(row)) if row[t] not in special]
+        sure = float(np.exp(np.mean([said[i, t - 1, row[t]].item() for t in spoken]))) if said is not None and spoken else 1.0
+        found.append({"text": text, "words": [], "confidence": sure, "loss": own})
+    return found
