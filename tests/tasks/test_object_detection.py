@@ -235,8 +235,9 @@ def test_classes_follow_the_source(tmp_path: Path) -> None:
         task.number(reading.read(source))
 
 
-def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path) -> None:
-    """Two stages, then everything a run leaves: scores, pictures, boxes for new files, and a folder that goes on from a stop."""
+def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages, then everything a run leaves: scores, pictures, boxes for new files, drawn as well."""
+    monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "cache"))  # other tests count what is kept
     done = run.fit(models("rt_detr"), source, plan="two-stage", epochs=2, out=tmp_path / "run", quiet=True, batch_size=4,
                    precision="fp32", augment="light", head_learning_rate=1e-3, learning_rate=1e-3)  # fmt: skip
     record = done.record
