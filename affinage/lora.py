@@ -17,7 +17,25 @@ def adapt(model: torch.nn.Module, blocks: tuple[str, ...], rank: int, seed: int)
         and any(name == b or name.startswith(b + ".") for b in blocks)
     ]
     torch.manual_seed(seed)
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=inside), model)
+    without = [module for module in model.modules() if _has_no_embeddings(module)]
+    try:
+        for module in without:  # peft asks for them in vain (D-FINE, Deformable DETR)
+            module.get_input_embeddings = torch.nn.Module  # type: ignore[assignment]
+        peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=inside), model)
+    finally:
+        for module in without:
+            del module.get_input_embeddings
+
+
+def _has_no_embeddings(module: torch.nn.Module) -> bool:
+    """Whether a model of transformers has no answer when it is asked for its input embeddings."""
+    try:
+        asked = getattr(module, "get_input_embeddings", None)
+        if callable(asked):
+            asked()
+    except NotImplementedError:
+        return True
+    return False
 
 
 def merge(model: torch.nn.Module) -> None:

@@ -65,6 +65,15 @@ def d_fine() -> tuple[Any, Any]:
     return model, T.RTDetrImageProcessorPil(size=SQUARE)
 
 
+def rf_detr() -> tuple[Any, Any]:
+    body = T.RfDetrDinov2Config(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, image_size=64, patch_size=8,
+                                num_windows=2, window_block_indexes=[0, 2], out_features=["stage2", "stage4"])  # fmt: skip
+    config = T.RfDetrConfig(backbone_config=body, d_model=32, intermediate_size=32, decoder_layers=2, decoder_ffn_dim=32,
+                            decoder_self_attention_heads=2, decoder_cross_attention_heads=2, num_queries=8, group_detr=2,
+                            c2f_num_blocks=1, num_labels=2)  # fmt: skip
+    return T.RfDetrForObjectDetection(config), T.ViTImageProcessorPil(size=SQUARE, **PLAIN)
+
+
 def yolos() -> tuple[Any, Any]:
     config = T.YolosConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=[48, 64],
                            patch_size=16, num_detection_tokens=8, num_labels=2)  # fmt: skip
@@ -72,7 +81,7 @@ def yolos() -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    made.__name__: made for made in (detr, conditional_detr, deformable_detr, rt_detr, rt_detr_v2, d_fine, yolos)
+    made.__name__: made for made in (detr, conditional_detr, deformable_detr, rt_detr, rt_detr_v2, d_fine, rf_detr, yolos)
 }
 
 

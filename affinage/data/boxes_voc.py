@@ -60,9 +60,10 @@ def _splits(root: Path) -> dict[str, list[tuple[Path, Path]]]:
     places = {SPLITS[entry.name.lower()]: entry for entry in sorted(root.iterdir()) if entry.name.lower() in SPLITS}
     found = {}
     for split, place in (places or {"train": root}).items():
-        if place.is_dir():
+        notes_here = sorted(place.glob("*.xml")) if place.is_dir() else []
+        if notes_here:  # else its pictures, which may be a million, are not even listed
             pictures = _pictures(place)
-            pairs = [(pictures[file.stem], file) for file in sorted(place.glob("*.xml")) if file.stem in pictures]
+            pairs = [(pictures[file.stem], file) for file in notes_here if file.stem in pictures]
             if pairs:
                 found[split] = pairs
     return found

@@ -87,7 +87,7 @@ class BoxAims:
 
 @dataclass(frozen=True)
 class ObjectDetection(Task):
-    """DETR, Conditional and Deformable DETR, RT-DETR, D-FINE, RF-DETR, YOLOS: what `AutoModelForObjectDetection` knows."""
+    """DETR, Conditional and Deformable DETR, RT-DETR, D-FINE, RF-DETR and YOLOS: what `AutoModelForObjectDetection` knows."""
 
     name: str = "object-detection"
     kind: Literal["image"] = "image"
@@ -139,6 +139,10 @@ class ObjectDetection(Task):
             transformers.AutoModelForObjectDetection, source, names, task=self.name, fresh=fresh, revision=revision
         )
         processor = pretrained.image_processor(source, task=self.name, revision=revision)
+        if config.model_type == "rf_detr" and not hasattr(processor, "post_process_object_detection"):
+            # its own was written for torchvision alone; what it does after the model is what Deformable DETR's does
+            numbers = {name: getattr(processor, name) for name in pretrained.STEPS if getattr(processor, name, None) is not None}
+            processor = transformers.DeformableDetrImageProcessorPil(**numbers, do_pad=False)
         if not hasattr(processor, "post_process_object_detection"):
             raise AffinageError(
                 f"the image processor of {source} does not know boxes ({type(processor).__name__}): expected a "

@@ -22,6 +22,7 @@ from affinage.cut import Cut, Resumed, lowest
 from affinage.errors import AffinageError
 from affinage.features import answered
 from affinage.inputs import net_of
+from affinage.lora import adapt, merge
 from affinage.rates import decayed, resolve
 from affinage.tasks.object_detection import task
 
@@ -234,8 +235,9 @@ def test_classes_follow_the_source(tmp_path: Path) -> None:
         task.number(reading.read(source))
 
 
-def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path) -> None:
-    """Two stages, then everything a run leaves: scores, pictures, boxes for new files, and a folder that goes on from a stop."""
+def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages, then everything a run leaves: scores, pictures, boxes for new files, drawn as well."""
+    monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "cache"))  # other tests count what is kept
     done = run.fit(models("rt_detr"), source, plan="two-stage", epochs=2, out=tmp_path / "run", quiet=True, batch_size=4,
                    precision="fp32", augment="light", head_learning_rate=1e-3, learning_rate=1e-3)  # fmt: skip
     record = done.record
@@ -254,6 +256,24 @@ def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path) -> Non
     (tmp_path / "file").write_text("", encoding="utf8")
     assert cli.main([*words, str(tmp_path / "file")]) == 2
     T.pipeline("object-detection", model=str(tmp_path / "run"))(str(source / "images" / "test-0.png"))
+
+
+def test_low_rank_updates(family: str, models: Any, source: Path) -> None:
+    """Beside every family's blocks; once merged, the network says the same and has its own layers only."""
+    model, processor = loaded(models(family))
+    batch = task.encode(reading.read(source).train.inputs[:2], processor, model).batch(np.arange(2))
+    net = net_of(task, model, batch)
+    names = [name for name, _ in model.named_parameters()]
+    adapt(model, net.blocks, 2, 0)
+    low = [p for name, p in model.named_parameters() if "lora_" in name]
+    assert low
+    with torch.no_grad():
+        for p in low:
+            p.add_(0.01)
+        before = model.eval()(**batch).logits
+        merge(model)
+        assert torch.allclose(model(**batch).logits, before, atol=1e-4)
+    assert [name for name, _ in model.named_parameters()] == names
 
 
 # -------------------------------------------------------------------------------------------------------------- bad input
