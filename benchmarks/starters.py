@@ -1,7 +1,7 @@
 """Do the starters transfer? Each against its own architecture with fresh weights, on data that it was not made from.
 
     python benchmarks/starters.py
-    python benchmarks/table.py benchmarks/results/starters.jsonl --pair two-stage scratch
+    python benchmarks/starters.py --table --page docs/starters.md
 
 One line a finished cell (starter, data set, labels a class, arm, seed), as in arms.py, whose machinery it is: a killed run loses
 no cell but the one in progress, and seeds are the outermost loop. Arms are plans of affinage with their defaults: the same rows,
@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import arms
+import table
 
 HERE = Path(__file__).resolve().parent
 ARMS = ("scratch", "frozen", "two-stage", "scratch-long")
 LABELS = (10, 100)  # a class
+PAIRS = (("frozen", "scratch"), ("two-stage", "scratch"), ("two-stage", "scratch-long"))
 LONGER = 4
 MOST_TESTED = 2_000  # test rows, stratified, seed 0
 MOST_TRAINED = 8_000  # rows that training rows are drawn from: the check looks at all of them in each run
@@ -95,6 +97,30 @@ def measured(cell: arms.Cell, rows: dict[str, Any], out: Path) -> dict[str, Any]
     return arms.ours(replace(cell, arm="scratch"), rows, cell.suite, {"epochs": epochs}, out)
 
 
+def rendered(lines: Sequence[dict[str, Any]]) -> str:
+    """Accuracies, the paired differences of `PAIRS`, and what they were measured with."""
+    if not lines:
+        return "No results yet."
+    found, of = table.arranged(lines), {line["data"]: line["suite"] for line in lines}
+    rows, pairs = [], []
+    for key, by_arm in found.items():
+        head = [of[key[0]], *table.labelled(key)]
+        rows.append([*head, *(table.mean([line["accuracy"] for line in by_arm.get(arm, {}).values()]) for arm in ARMS)])
+        both = [table.difference(by_arm.get(left, {}), by_arm.get(right, {})) for left, right in PAIRS]
+        pairs.append([*head, *(f"{one[0]} ({one[2]})" for one in both)])
+    head = ["starter", "data", "labels a class"]
+    return "\n\n".join(
+        [
+            "Test accuracy in percent, mean ± 95 % interval (seeds); `scratch` is the same architecture with fresh weights, on "
+            f"the same rows for the same epochs, `scratch-long` for {LONGER} times as many:",
+            table.grid([*head, *ARMS], rows),
+            "Paired by seed, in points, with the 95 % interval (pairs):",
+            table.grid([*head, *(f"{left} − {right}" for left, right in PAIRS)], pairs),
+            table.measured(lines),
+        ]
+    )
+
+
 def main(words: Sequence[str] | None = None) -> int:
     def names(text: str) -> list[str]:
         return [name for name in text.split(",") if name]
@@ -108,7 +134,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", type=names, default=list(ARMS))
     parser.add_argument("--labels", type=lambda text: [int(n) for n in names(text)], default=list(LABELS), help="a class")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print what is measured so far, and stop")
+    parser.add_argument("--page", type=Path, help="with --table: write it between that page's marks too")
     told = parser.parse_args(words)
+    if told.table:
+        text = rendered(table.read(told.out) if told.out.exists() else [])
+        print(text)
+        if told.page:
+            told.page.write_text(table.placed(told.page.read_text(encoding="utf8"), text), encoding="utf8")
+        return 0
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch and numpy are imported

@@ -287,3 +287,20 @@ def test_speakers_that_the_base_never_heard(
     assert speech.main(words) == 0 and len(ran) == 50
     monkeypatch.setattr(speech, "digest", lambda folder: "other")
     assert speech.main(words) == 2 and "of another base" in capsys.readouterr().err
+
+
+def test_the_table_of_the_starters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = loaded("starters", monkeypatch)
+    changes = {"suite": "starter-bytes", "data": "sms_spam", "labels": 10}
+    scores = {"scratch": (0.70, 0.72), "frozen": (0.80, 0.84), "two-stage": (0.81,)}
+    lines = [line(arm, seed, a, **changes) for arm, found_ in scores.items() for seed, a in enumerate(found_)]
+    file, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    file.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    assert found.main(["--table", "--out", str(file), "--page", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "| starter-bytes | sms_spam | 10 | 71.0 ± 12.7 (2) | 82.0 ± 25.4 (2) | 81.0 (1) | – |" in said
+    assert "+11.0 [-1.7, +23.7] (2) | +11.0 (1) | – (0) |" in said
+    written = page.read_text()
+    assert said.strip() in written and "old" not in written and written.endswith("after\n")
+    assert found.main(["--table", "--out", str(tmp_path / "none")]) == 0 and "No results yet." in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 import transformers as T
 from safetensors.torch import load_file
 
+from affinage.tasks.text_classification import TokenRows
 from affinage.tasks.text_classification import task as texts
 
 from .examples import example
@@ -22,9 +23,9 @@ def recipe() -> ModuleType:
     return example("pretrain/masked_bytes.py")
 
 
-def masked(recipe: ModuleType, inputs: list[str]) -> object:
+def encoded(recipe: ModuleType, inputs: list[str]) -> TokenRows:
     model = T.BertForMaskedLM(T.BertConfig(vocab_size=261, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
-    return recipe.Masked(texts.encode(inputs, recipe.tokenizer(), model))
+    return texts.encode(inputs, recipe.tokenizer(), model)
 
 
 def test_every_byte_is_a_token_and_comes_back(recipe: ModuleType, tmp_path: Path) -> None:
@@ -37,28 +38,28 @@ def test_every_byte_is_a_token_and_comes_back(recipe: ModuleType, tmp_path: Path
 
 
 def test_what_is_hidden_is_asked_for(recipe: ModuleType) -> None:
-    inputs = ["x" * 100, "abc", "GET /index.html HTTP/1.1"] * 40
-    rows = masked(recipe, inputs)
+    rows = encoded(recipe, ["x" * 100, "abc", "GET /index.html HTTP/1.1"] * 40)
+    batch, true = rows.batch(np.arange(120)), recipe.Bytes(rows).batch(np.arange(120))
+    before = true.clone()
     torch.manual_seed(0)
-    seen = rows.batch(np.arange(120))["input_ids"]  # type: ignore[attr-defined]
-    true, asked = rows.rows.batch(np.arange(120))["input_ids"], rows.asked  # type: ignore[attr-defined]
-    hidden = asked >= 0
+    taught, asked = recipe.Masked().teach(batch, true, "none")
+    seen, hidden = taught["input_ids"], asked >= 0
+    assert true.equal(before) and taught["attention_mask"].equal(batch["attention_mask"])
     assert asked[hidden].equal(true[hidden]) and seen[~hidden].equal(true[~hidden])
     assert hidden.any(1).all() and (true[hidden] >= recipe.FIRST).all()  # every row, never [CLS], [SEP] or padding
     assert 0.12 < hidden.sum() / (true >= recipe.FIRST).sum() < 0.22
     assert 0.7 < (seen[hidden] == recipe.MASK).float().mean() < 0.9
-    again = rows.batch(np.arange(120))["input_ids"]  # type: ignore[attr-defined]
-    assert not again.equal(seen)  # hidden anew at each look
+    again, _ = recipe.Masked().teach(batch, true, "none")
+    assert not again["input_ids"].equal(seen)  # hidden anew at each step
 
 
 def test_the_loss_is_that_of_the_hidden_bytes(recipe: ModuleType) -> None:
-    rows = masked(recipe, ["abcdefgh", "12345678"])
-    rows.batch(np.arange(2))  # type: ignore[attr-defined]
-    asked = rows.asked  # type: ignore[attr-defined]
+    rows = encoded(recipe, ["abcdefgh", "12345678"])
+    _, asked = recipe.Masked().teach(rows.batch(np.arange(2)), recipe.Bytes(rows).batch(np.arange(2)), "none")
     logits = torch.randn(*asked.shape, 261)
     chances = logits.log_softmax(-1)
     each = [-chances[i, j, asked[i, j]] for i, j in (asked >= 0).nonzero().tolist()]
-    loss = rows.loss(logits, asked, weights=None, smoothing=0.0)  # type: ignore[attr-defined]
+    loss = recipe.Masked().loss(SimpleNamespace(logits=logits), asked, weights=None, smoothing=0.0)
     assert torch.allclose(loss, torch.stack(each).mean(), atol=1e-5)
 
 

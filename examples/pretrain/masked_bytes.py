@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from affinage import checkpoint, facts
 from affinage.batches import by_tokens
-from affinage.features import auto_precision, autocast
+from affinage.features import auto_precision, autocast, device
 from affinage.fit import Fitting
 from affinage.net import Net
 from affinage.record import Records
@@ -104,47 +104,55 @@ def tokenizer() -> Any:
 
 
 class Masked:
-    """Rows whose bytes are hidden anew at each look, and the loss that asks for them: `Rows` and `Task` to the loop."""
+    """Bytes that are hidden anew at each step, and the loss that asks for them: what the loop needs of a `Task`."""
+
+    def teach(self, batch: Batch, targets: torch.Tensor, augment: str) -> tuple[Batch, torch.Tensor]:
+        """(the batch with bytes hidden, the hidden bytes (B, T), -100 elsewhere) of the true ids (B, T)."""
+        hidden = torch.rand(targets.shape) < START
+        hidden[:, 1:] |= hidden[:, :-1].clone()
+        hidden[:, 1:] |= hidden[:, :-1].clone()
+        hidden &= targets.cpu() >= FIRST
+        hidden[:, 1] |= ~hidden.any(1)  # every row asks for something
+        ids = targets.cpu()
+        other = torch.where(torch.rand(ids.shape) < 0.5, ids, torch.randint(FIRST, FIRST + 256, ids.shape))
+        shown = torch.where(hidden, torch.where(torch.rand(ids.shape) < SHOWN, other, MASK), ids)
+        return {**batch, "input_ids": shown.to(targets.device)}, torch.where(hidden, ids, -100).to(targets.device)
+
+    def loss(self, outputs: Any, targets: torch.Tensor, *, weights: Any, smoothing: float) -> torch.Tensor:
+        """Mean cross entropy over the hidden bytes, logits (B, T, V) against (B, T), in nats."""
+        return cross_entropy(outputs.logits.flatten(0, 1).float(), targets.flatten(), label_smoothing=smoothing)
+
+
+class Bytes:
+    """The targets of rows that are asked for their own bytes."""
 
     def __init__(self, rows: Rows) -> None:
-        self.rows, self.lengths = rows, rows.lengths
-        self.asked = torch.zeros(0, dtype=torch.long)  # (B, T) of the batch last looked at: the byte, -100 where none was hidden
+        self.rows = rows
+        self.counts = rows.lengths.astype(np.float64)  # a longer row hides more
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        found = self.rows.batch(rows)
-        ids = found["input_ids"]
-        hidden = torch.rand(ids.shape) < START
-        hidden[:, 1:] |= hidden[:, :-1].clone()
-        hidden[:, 1:] |= hidden[:, :-1].clone()
-        hidden &= ids >= FIRST
-        hidden[:, 1] |= ~hidden.any(1)  # every row asks for something
-        self.asked = torch.where(hidden, ids, -100)
-        other = torch.where(torch.rand(ids.shape) < 0.5, ids, torch.randint(FIRST, FIRST + 256, ids.shape))
-        found["input_ids"] = torch.where(hidden, torch.where(torch.rand(ids.shape) < SHOWN, other, MASK), ids)
-        return found
-
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor, *, weights: Any, smoothing: float) -> torch.Tensor:
-        """Mean cross entropy over the hidden bytes, (B, T, V) against (B, T), in nats."""
-        return cross_entropy(logits.flatten(0, 1).float(), self.asked.flatten().to(logits.device), label_smoothing=smoothing)
+    def batch(self, rows: np.ndarray) -> torch.Tensor:
+        """(B, T) ids, padded to the longest."""
+        return self.rows.batch(rows)["input_ids"]
 
 
 @torch.no_grad()
-def measured(model: Any, rows: Masked, precision: str) -> dict[str, Any]:
+def measured(model: Any, rows: Rows, precision: str) -> dict[str, Any]:
     """Over held-out rows, always the same bytes hidden: the share that is filled rightly, and the mean loss in nats."""
     model.eval()
-    right, lost, asked = 0, 0.0, 0
+    task, right, lost, asked = Masked(), 0, 0.0, 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        for batch in by_tokens(rows.lengths, 4096):
-            inputs = rows.batch(batch)
+        for numbers in by_tokens(rows.lengths, 4096):
+            batch = {name: value.to(model.device) for name, value in rows.batch(numbers).items()}
+            batch, wanted = task.teach(batch, batch["input_ids"], "none")
             with autocast(precision):
-                logits = model(**inputs).logits
-            count = int((rows.asked >= 0).sum())
-            right += int((logits.argmax(-1) == rows.asked).sum())
-            lost += count * rows.loss(logits, rows.asked, weights=None, smoothing=0.0).item()
+                outputs = model(**batch)
+            count = int((wanted >= 0).sum())
+            right += int((outputs.logits.argmax(-1) == wanted).sum())
+            lost += count * task.loss(outputs, wanted, weights=None, smoothing=0.0).item()
             asked += count
     return {"masked_accuracy": right / asked, "masked_loss": lost / asked, "n": asked}
 
@@ -166,9 +174,9 @@ def main(words: Sequence[str] | None = None) -> Path:
     torch.manual_seed(told.seed)
     made = tokenizer()
     config = transformers.BertConfig.from_json_file(told.config)
-    model = transformers.BertForMaskedLM._from_config(config, attn_implementation="eager")
-    learnt = Masked(text.encode(texts[HELD_OUT:], made, model))
-    held = Masked(text.encode(texts[:HELD_OUT], made, model))
+    model = transformers.BertForMaskedLM._from_config(config, attn_implementation="eager").to(device())
+    learnt = text.encode(texts[HELD_OUT:], made, model)
+    held = text.encode(texts[:HELD_OUT], made, model)
     print(
         f"{len(learnt):,} rows of {learnt.lengths.sum():,} tokens, {sum(p.numel() for p in model.parameters()):,} parameters",
         flush=True,
@@ -186,10 +194,9 @@ def main(words: Sequence[str] | None = None) -> Path:
         dropout=False,  # a pass or two over each text: there is nothing yet to learn by heart
     )
     precision = auto_precision()
-    net = Net.of(model, learnt.rows.batch(np.arange(1)))
-    fitting = Fitting(
-        net, stage, learnt, learnt, np.zeros(len(learnt), np.int64), seed=told.seed, precision=precision, weights=None
-    )  # type: ignore[arg-type]
+    net = Net.of(model, learnt.batch(np.arange(1)))
+    options: dict[str, Any] = {"seed": told.seed, "precision": precision, "weights": None}
+    fitting = Fitting(net, stage, Masked(), learnt, Bytes(learnt), **options)  # type: ignore[arg-type]
     told.out.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load(told.out / "checkpoints")
     if saved:
