@@ -71,9 +71,14 @@ def candidates(run: Run) -> list[Candidate]:
     found = []
     for stage, steps in scores.items():
         sign = -1 if name in words.LOWER else 1
-        ranked = [(sign * s[name], -s.get("log_loss", 0.0), -step) for step, s in steps.items() if name in s]
+        # as the tasks rank: what comes second tells equal scores apart
+        ranked = [
+            (sign * s[name], -s.get("cer", 0.0), -s.get("log_loss", s.get("loss", 0.0)), -step)
+            for step, s in steps.items()
+            if name in s
+        ]
         if ranked:
-            value, _, step = max(ranked)
+            value, _, _, step = max(ranked)
             found.append(Candidate(stage, words.alone(stages.get(stage, {})), sign * value, -step, stage == kept))
     return found
 

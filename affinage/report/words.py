@@ -23,6 +23,7 @@ SHARES = {
     "map75",
     "wer",
     "cer",
+    "exact",
 }  # said in percent
 LOWER = {"wer", "cer", "loss", "log_loss"}  # the lower, the better
 
@@ -33,6 +34,7 @@ TITLES = {
     "ece": "calibration error",
     "wer": "word error rate",
     "cer": "character error rate",
+    "exact": "without an error",
     "map": "mAP@.5:.95",
     "map50": "mAP@.5",
     "map75": "mAP@.75",
