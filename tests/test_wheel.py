@@ -48,5 +48,6 @@ def test_the_wheel_works_in_an_empty_folder(tmp_path: Path, minilm: Path) -> Non
     data = tiny.pictures(tmp_path / "pictures", 12, 0, 6)
     said("-m", "affinage", "fit", "--model", "starter", "--data", str(data), "--plan", "frozen", "--out", "seen")
     assert json.loads((empty / "seen" / "run.json").read_text())["model"]["source"] == "starter-vision"
-    rows = str(tmp_path / "rows.csv")
-    said("-m", "affinage", "fit", "--model", "starter-bytes", "--data", rows, "--plan", "frozen", "--out", "read")
+    for name in {"starter-bytes"} & set(packed):
+        rows = str(tmp_path / "rows.csv")
+        said("-m", "affinage", "fit", "--model", name, "--data", rows, "--plan", "frozen", "--out", "read")
