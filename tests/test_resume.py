@@ -282,6 +282,7 @@ VARIANTS = {
 )
 def test_killed_and_resumed_text(name: str, text: list[str], commands: Commands, tmp_path: Path) -> None:
     words = ["fit", *text, *VARIANTS[name], "--epochs", "4"]
+    commands.run("cache", "clear")  # of what other tests have left
     commands.run(*words, "--out", str(tmp_path / "whole"))
     killed(commands, words, tmp_path / "run", in_mid_epoch)
     if name == "cut":  # what was computed once is computed once more, to the same bits
