@@ -1,13 +1,14 @@
 """Every way to learn from the same labels, on the same test rows: runs the cells that are missing from a JSON-lines file.
 
     python benchmarks/arms.py --suite text-few
-    python benchmarks/arms.py --suite images --base FOLDER
+    python benchmarks/arms.py --suite images
     python benchmarks/arms.py --suite search --variant slow --set learning_rate=5e-5
 
 One line a finished cell (suite, variant, data set, labels a class, arm, seed); a killed run loses no cell but the one in
 progress. Seeds are the outermost loop, so that a partial file is balanced over data sets and arms. Arms are plans of affinage,
 and `trainer`: the Hugging Face Trainer with its default arguments. All get the same rows (the fingerprint in the line tells),
-tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 500 rows at most.
+tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 500 rows at most. Text begins
+with all-MiniLM-L6-v2, images with starter-vision (`--base` names another).
 The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split
 is read.
 """
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+STARTER = HERE.parent / "affinage" / "starters" / "starter-vision"
 ARMS = ("frozen", "two-stage", "full", "scratch", "trainer")
 FULL = 0  # labels a class: all there are
 
@@ -309,7 +311,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", type=names, default=[], help="data sets, with commas between them")
     parser.add_argument("--arms", type=names, default=[], help=f"of {','.join(ARMS)}")
     parser.add_argument("--labels", type=numbers, default=[], help="labels a class, such as 8,64; full for all")
-    parser.add_argument("--base", type=Path, help="the folder of the image model")
+    parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="a setting of fit")
     parser.add_argument("--variant", default="default", help="the name under which cells with --set are kept")
     parser.add_argument("--threads", type=int, default=1)
@@ -328,10 +330,6 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     told.arms = told.arms or [arm for arm in ARMS if not told.settings or arm != "trainer"]
     if told.settings and "trainer" in told.arms:
         parser.error("--set does not reach the arm trainer: leave it out of --arms")
-    if not told.base and told.suite == "search":
-        told.only = [name for name in told.only or TEXT if name not in PICTURES]
-    elif not told.base and any(data in PICTURES for data in told.only or known):
-        parser.error("images need a model: --base FOLDER")
     return told
 
 

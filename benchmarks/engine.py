@@ -1,7 +1,7 @@
 """Partly frozen and full training: affinage against the Hugging Face Trainer with its default arguments, in CPU seconds.
 
     python benchmarks/engine.py [--rows 1000] [--seeds 1] [--threads 1] [--arms frozen,top-1,top-2,top-3,full]
-    python benchmarks/engine.py --images cifar10 --base FOLDER
+    python benchmarks/engine.py --images cifar10
 
 Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last
 1, 2 or 3 of 6 blocks 10, full 3. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache;
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, apart, append, digest, examples, lines, splits, text_model, version
+from arms import HERE, STARTER, apart, append, digest, examples, lines, splits, text_model, version
 from frozen_text import Clock, flop, peak
 
 # arm -> (blocks that learn beside the head, or all; epochs of either side)
@@ -209,7 +209,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--arms", default=",".join(ARMS), help="with commas between them")
     parser.add_argument("--images", help="an image data set instead of sst2, such as cifar10")
-    parser.add_argument("--base", type=Path, help="the folder of the image model")
+    parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "engine.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
@@ -219,8 +219,6 @@ def main(words: Sequence[str] | None = None) -> int:
     told = parser.parse_args(words)
     if unknown := set(told.arms.split(",")) - set(ARMS):
         parser.error(f"no arm '{min(unknown)}': expected of {', '.join(ARMS)}")
-    if told.images and not told.base:
-        parser.error("--images needs a model: --base FOLDER")
     if told.table:
         print(table(told.out))
         return 0

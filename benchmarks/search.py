@@ -1,7 +1,7 @@
 """The search for the defaults of stage 2: candidates on rows held out of train, so that no row of a test split chooses a default.
 
     python benchmarks/search.py --only sst2,trec6 --labels 64 --try "full learning_rate=1e-4" --try "two-stage hand_over=0.3"
-    python benchmarks/search.py --base FOLDER --only cifar10 --labels 10,100 --try full --try two-stage
+    python benchmarks/search.py --only cifar10 --labels 10,100 --try full --try two-stage
     python benchmarks/search.py --table
 
 A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, and `steps`,
@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, PICTURES, SEARCH_SEEDS, TEXT, append, digest, lines, splits, text_model
+from arms import HERE, PICTURES, SEARCH_SEEDS, STARTER, TEXT, append, digest, lines, splits, text_model
 
 from affinage.measure.interval import paired
 
@@ -173,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=names, default=["64"], help="labels a class, with commas between them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--try", dest="candidates", action="append", default=[], metavar="ARM [KEY=VALUE ...]")
-    parser.add_argument("--base", type=Path, help="the folder of the image model")
+    parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the sets")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "search.jsonl")
     parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
