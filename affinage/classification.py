@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from affinage import labels
+from affinage import labels, pretrained
 from affinage.errors import AffinageError
 from affinage.measure.classification import scores
 from affinage.types import Answers, Batch, Data, Rows, Split, Task
@@ -66,15 +66,7 @@ class Classification(Task, Protocol):
         return found
 
     def adopt(self, model: Any, processor: Any, names: Sequence[str]) -> Any:
-        """The loaded model, with the names of these classes; its head must have as many outputs."""
-        if model.config.num_labels != len(names):
-            raise AffinageError(
-                f"the loaded model has {model.config.num_labels} outputs and the data {len(names)} classes: "
-                f"load it with num_labels={len(names)} and ignore_mismatched_sizes=True"
-            )
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: i for i, name in enumerate(names)}
-        return model
+        return pretrained.named(model, names)
 
     def aims(self, targets: Sequence[Any], rows: Rows, processor: Any, model: Any) -> ClassAims:
         return ClassAims(np.ascontiguousarray(targets))

@@ -84,13 +84,7 @@ def load(config: Any, source: str | Path, *, task: str, fresh: bool, revision: s
     from affinage import pretrained
 
     auto = transformers.AutoModelForSpeechSeq2Seq
-    if fresh:
-        return pretrained.guarded(lambda: auto.from_config(config, trust_remote_code=False), source, task)
-    return pretrained.guarded(
-        lambda: auto.from_pretrained(source, config=config, revision=revision, use_safetensors=True, trust_remote_code=False),
-        source,
-        task,
-    )
+    return pretrained.built(auto, source, config, task=task, fresh=fresh, revision=revision)
 
 
 def begun(sounds: SoundRows, model: Any) -> Begun:

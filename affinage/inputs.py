@@ -14,7 +14,7 @@ import torch
 from affinage import config, headed, labels, plans, pooling, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, choose
 from affinage.features import auto_precision, device
 from affinage.net import Net
 from affinage.types import Aims, Batch, Columns, Data, Finding, Labels, Plan, Rows, Task
@@ -149,6 +149,7 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
 
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
+    choose("plan", settings.plan, plans.NAMES)  # a slip of the pen is told before minutes of reading
     data, findings, task = _read(settings)
     settings = settings.model_copy(update={"model": starters.named(settings.model, task.name, task.kind)})
     _suits(settings, task)

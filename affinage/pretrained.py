@@ -87,13 +87,18 @@ def configured(source: Any, classes: Sequence[str], *, task: str, revision: str 
 
 
 def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bool, revision: str | None, **options: Any) -> Any:
-    """A model of the auto class `auto` with a head for `classes`, in fp32; `fresh` reuses its architecture only.
+    """A model of the auto class `auto` with a head for `classes`, in fp32; `fresh` reuses its architecture only."""
+    config = configured(source, classes, task=task, revision=revision)
+    return built(auto, source, config, task=task, fresh=fresh, revision=revision, **options)
+
+
+def built(auto: Any, source: Any, config: Any, *, task: str, fresh: bool, revision: str | None, **options: Any) -> Any:
+    """A model of the auto class `auto` as `config` says, with the weights of `source` where they fit, or with none of them.
 
     fp32 whatever the file holds: transformers would compute in the type of the file, and neither learn in it nor predict well.
     """
     import torch
 
-    config = configured(source, classes, task=task, revision=revision)
     options["dtype"] = torch.float32
     if fresh:
         return guarded(lambda: auto.from_config(config, trust_remote_code=False, **options), source, task)
@@ -110,6 +115,22 @@ def load(auto: Any, source: Any, classes: Sequence[str], *, task: str, fresh: bo
         source,
         task,
     )
+
+
+def named(model: Any, names: Sequence[str]) -> Any:
+    """The loaded model, with the names of these classes.
+
+    Raises:
+        AffinageError: it has another number of outputs.
+    """
+    if model.config.num_labels != len(names):
+        raise AffinageError(
+            f"the loaded model has {model.config.num_labels} outputs and the data {len(names)} classes: "
+            f"load it with num_labels={len(names)} and ignore_mismatched_sizes=True"
+        )
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    return model
 
 
 def image_processor(source: str | Path, *, task: str, revision: str | None) -> Any:

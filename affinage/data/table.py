@@ -251,12 +251,7 @@ def _image(cell: Any, base: Path, row: str, where: str) -> tuple[Any, str | None
     if missing(cell) or cell == "":
         return None, "no image"
     if isinstance(cell, str | Path):
-        if str(cell).startswith(("http://", "https://")):
-            raise AffinageError(f"{where} names web addresses ({str(cell)[:80]}); download the images and name their files")
-        path = base / Path(cell).expanduser()
-        if path.suffix and path.suffix.lower() not in IMAGES:
-            raise AffinageError(f"{row} names '{cell}', which is no image file; expected one of {' '.join(IMAGES)}")
-        return path, None if os.path.isfile(path) else "no such file"
+        return _file(cell, base, row, where, IMAGES, "image")
     if hasattr(cell, "convert") and hasattr(cell, "size"):
         return cell, None  # a PIL image
     raise AffinageError(f"{row} holds a {type(cell).__name__} as image; expected a path, encoded bytes or a PIL image")
@@ -274,13 +269,18 @@ def _sound(cell: Any, base: Path, row: str, where: str) -> tuple[Any, str | None
     if missing(cell) or (isinstance(cell, str) and not cell):
         return None, "no recording"
     if isinstance(cell, str | Path):
-        if str(cell).startswith(("http://", "https://")):
-            raise AffinageError(f"{where} names web addresses ({str(cell)[:80]}); download the recordings and name their files")
-        path = base / Path(cell).expanduser()
-        if path.suffix and path.suffix.lower() not in SOUNDS:
-            raise AffinageError(f"{row} names '{cell}', which is no recording; expected one of {' '.join(SOUNDS)}")
-        return path, None if os.path.isfile(path) else "no such file"
+        return _file(cell, base, row, where, SOUNDS, "recording")
     if isinstance(cell, tuple) and len(cell) == 2 and isinstance(cell[1], int | float) and cell[1] > 0:
         samples = np.asarray(cell[0])
         return (samples, int(cell[1])), None if samples.size else "no samples"
     raise AffinageError(f"{row} holds a {type(cell).__name__} as sound; expected a path, encoded bytes or (samples, rate)")
+
+
+def _file(cell: str | Path, base: Path, row: str, where: str, endings: Sequence[str], what: str) -> tuple[Path, str | None]:
+    """(the path joined to `base`, why it cannot be read): one on this disk, and one of these endings where it has any."""
+    if str(cell).startswith(("http://", "https://")):
+        raise AffinageError(f"{where} names web addresses ({str(cell)[:80]}); download the {what}s and name their files")
+    path = base / Path(cell).expanduser()
+    if path.suffix and path.suffix.lower() not in endings:
+        raise AffinageError(f"{row} names '{cell}', which is no {what} file; expected one of {' '.join(endings)}")
+    return path, None if os.path.isfile(path) else "no such file"

@@ -126,22 +126,7 @@ class SpeechRecognition(Task):
         if not kept or fresh:
             config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
-        model = pretrained.guarded(
-            lambda: (
-                transformers.AutoModelForCTC.from_config(config, trust_remote_code=False)
-                if fresh
-                else transformers.AutoModelForCTC.from_pretrained(
-                    source,
-                    config=config,
-                    revision=revision,
-                    use_safetensors=True,
-                    ignore_mismatched_sizes=True,
-                    trust_remote_code=False,
-                )
-            ),
-            source,
-            self.name,
-        )
+        model = pretrained.built(transformers.AutoModelForCTC, source, config, task=self.name, fresh=fresh, revision=revision)
         if not kept and not fresh:
             _anew(model, config)
         return model, _processor(model, extractor, tokenizer)

@@ -151,15 +151,11 @@ class ObjectDetection(Task):
         return self._ready(model), one_size(processor, model)
 
     def adopt(self, model: Any, processor: Any, names: Sequence[str]) -> Any:
-        if model.config.num_labels != len(names):
-            raise AffinageError(
-                f"the loaded model has {model.config.num_labels} outputs and the data {len(names)} classes: "
-                f"load it with num_labels={len(names)} and ignore_mismatched_sizes=True"
-            )
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: i for i, name in enumerate(names)}
-        one_size(processor, model)
-        return self._ready(model)
+        from affinage import pretrained
+
+        named = pretrained.named(model, names)
+        one_size(processor, named)
+        return self._ready(named)
 
     @staticmethod
     def _ready(model: Any) -> Any:

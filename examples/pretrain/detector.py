@@ -1,7 +1,6 @@
-"""A small detector of our own, from one command: a RT-DETR on the ResNet of examples/pretrain/resnet-64, taught on made scenes.
+"""A small detector of our own, from one command: a RT-DETR on the first stages of starter-vision, taught on made scenes.
 
-    python examples/pretrain/detector.py --backbone bases/resnet-64 --photos DATA/tiny_imagenet_200 --raccoon DATA/raccoon \\
-        --out bases/detector-160
+    python examples/pretrain/detector.py --photos DATA/tiny_imagenet_200 --raccoon DATA/raccoon --out bases/starter-detector
 
 Makes the scenes (examples/pretrain/scenes.py), an untaught detector whose backbone has the weights of the image classifier, and
 fits it with affinage. `--untaught FOLDER` stops after the second step: that is where "backbone only" begins in the benchmark.
@@ -18,34 +17,43 @@ from typing import Any
 
 SIDE = 160  # pixels: on one core a step of 16 pictures takes about a second
 WIDTH = 96  # of what the encoder and the decoder work on
+LAST = 2  # blocks of the backbone's last stage that are kept: with all three the weights would not fit into 5 MB
 
 
-def untaught(backbone: Path, out: Path, classes: Sequence[str], seed: int = 0) -> Path:
-    """A RT-DETR whose backbone is the trained ResNet in `backbone` and whose rest is drawn; saved with its processor."""
+def untaught(backbone: Path | None, out: Path, classes: Sequence[str], seed: int = 0) -> Path:
+    """A RT-DETR on maps at strides 8 and 16, saved with its processor: the backbone has learnt, the rest is drawn.
+
+    `backbone`: the folder of a ResNet of three stages for images; starter-vision where none is given.
+    """
     import torch
     import transformers as T
 
+    from affinage import starters
+
     torch.manual_seed(seed)
-    classifier = T.ResNetForImageClassification.from_pretrained(backbone)
+    classifier = T.ResNetForImageClassification.from_pretrained(backbone or starters.place("starter-vision"), dtype=torch.float32)
     known = classifier.config
     body = T.ResNetConfig(
         embedding_size=known.embedding_size,
         hidden_sizes=known.hidden_sizes,
-        depths=known.depths,
+        depths=[*known.depths[:-1], min(LAST, known.depths[-1])],
         layer_type=known.layer_type,
         downsample_in_first_stage=known.downsample_in_first_stage,
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=["stage2", "stage3"],
     )
     config = T.RTDetrConfig(
         backbone_config=body,
         freeze_backbone_batch_norms=False,  # affinage freezes them where the rates say so
         encoder_in_channels=known.hidden_sizes[1:],
+        feat_strides=[8, 16],
+        encode_proj_layers=[1],  # attention among the positions of the coarse map
+        num_feature_levels=2,
         encoder_hidden_dim=WIDTH,
         encoder_ffn_dim=2 * WIDTH,
         encoder_attention_heads=4,
         hidden_expansion=0.5,
         d_model=WIDTH,
-        decoder_in_channels=[WIDTH] * 3,
+        decoder_in_channels=[WIDTH] * 2,
         decoder_ffn_dim=2 * WIDTH,
         decoder_layers=2,
         decoder_attention_heads=3,  # of 32 each
@@ -68,7 +76,7 @@ def untaught(backbone: Path, out: Path, classes: Sequence[str], seed: int = 0) -
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", type=Path, required=True, help="the folder of the ResNet that resnet-64 became")
+    parser.add_argument("--backbone", type=Path, help="the folder of a ResNet for images; starter-vision if not given")
     parser.add_argument("--photos", type=Path, help="small photographs to paste into the scenes")
     parser.add_argument("--raccoon", type=Path, help="photographs of raccoons, with boxes")
     parser.add_argument("--out", type=Path, help="the run, which is the base")
