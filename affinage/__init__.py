@@ -32,7 +32,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`affinage.fit` and `affinage.check` stay the functions, though fit.py and check.py are modules too.
+    """`affinage.fit` and `affinage.check` stay the functions, though fit.py and check/ are modules too.
 
     Python binds a submodule as an attribute of its package when it is first imported; these two are left unbound.
     `from affinage.fit import ...` works as ever.

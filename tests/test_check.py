@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affinage.check import check, clean, fold, summary, without_leaks, write
+from affinage.check import check, clean, summary, without_leaks, write
+from affinage.check.content import fold
 from affinage.data import read
 from affinage.types import Data, Finding, Split
 

@@ -434,7 +434,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no model": ({"model": "{tmp}/gone"}, "no model at .*gone"),
     "no data": ({"data": "{tmp}/gone"}, "gone"),
     "unknown setting": ({"learning_rat": 1}, "unknown setting 'learning_rat', did you mean 'learning_rate'"),
-    "unknown plan, told before the leak": ({"plan": "two_stage", "data": leaky}, "unknown plan 'two_stage', did you mean 'two-stage'"),
+    "unknown plan, told before the leak": (
+        {"plan": "two_stage", "data": leaky},
+        "unknown plan 'two_stage', did you mean 'two-stage'",
+    ),
     "unknown task": ({"task": "text-clasification"}, "unknown task .*did you mean 'text-classification'"),
     "bad value": ({"epochs": 0}, "epochs is 0; expected a whole number from 1 up"),
     "task of other data": ({"task": "image-classification"}, "image"),

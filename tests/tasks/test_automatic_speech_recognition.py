@@ -311,11 +311,11 @@ def test_bad_input(tuned: affinage.Run, melodies: Path, tmp_path: Path) -> None:
     table.write_text("file_name,transcription\n" + "\n".join(",".join(row) for row in rows), encoding="utf8")
     (finding,) = [f for f in affinage.check(tmp_path) if f.kind == "unreadable"]
     assert len(finding.rows) == 5
-    from affinage.check import _sounds
+    from affinage.check.content import sounds
     from affinage.data import read
 
     found = read(tmp_path)
-    told = {why for _, why in found.unreadable} | {why for _, why in _sounds(found.train)[1]}
+    told = {why for _, why in found.unreadable} | {why for _, why in sounds(found.train)[1]}
     assert told == {"silent", "longer than 120 seconds: cut it at its pauses", "empty file", "no such file", "no transcript"}
     table.write_text("file_name,transcription\ngone.wav,low\n", encoding="utf8")
     with pytest.raises(AffinageError, match=r"none of the 1 audio files that metadata\.csv names is there"):

@@ -1,0 +1,91 @@
+"""Looks at the data before anything trains: leaks between splits, duplicates, broken files, labels that cannot be learnt."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from affinage.types import Data, Finding
+
+from .content import LONG, LONG_SOUND, Seen, images, sounds, texts
+from .duplicates import DUPLICATE, Row, across, leaders, within
+from .targets import in_boxes, in_labels
+
+__all__ = ["check", "clean", "leaders", "summary", "without_leaks", "write"]
+
+UNREADABLE = "unreadable"
+
+
+def check(data: Data) -> list[Finding]:
+    """All that was found, errors first, then leaks, then warnings. Images are decoded, in threads; targets are class names."""
+    found: list[Finding] = []
+    skipped: list[tuple[Row, str]] = [(("", row, "", ""), why) for row, why in data.unreadable]
+    seen: dict[str, Seen] = {}
+    lengthy: list[Row] = []
+    for name, split in data.splits():
+        look = {"image": images, "audio": sounds, "text": texts}[data.kind]
+        seen[name], broken, long = look(split)
+        skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
+        lengthy += [(name, split.ids[i], "", "") for i in long]
+    if skipped:
+        reasons = "; ".join(f"{count} {why}" for why, count in Counter(why for _, why in skipped).most_common(3))
+        rows = tuple(row for row, _ in skipped)
+        found.append(Finding(UNREADABLE, "warning", f"{len(skipped)} rows cannot be read and are left out ({reasons})", rows))
+    for name, _ in data.splits():
+        if not seen[name].exact.any():
+            found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
+    found += across(data, seen)
+    found += within(data, seen)
+    if data.labels == "class":
+        found += in_labels(data)
+    elif data.labels == "boxes":
+        found += in_boxes(data)
+    if lengthy:
+        message = f"{len(lengthy)} texts have over {LONG:,} characters; what a model cannot hold is cut"
+        if data.kind == "audio":
+            message = f"{len(lengthy)} recordings are longer than {LONG_SOUND:.0f} seconds; shorter ones are learnt from sooner"
+        found.append(Finding("long-text" if data.kind == "text" else "long-recording", "warning", message, tuple(lengthy)))
+    order = ("error", "leak", "warning")
+    return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def clean(data: Data, findings: Sequence[Finding]) -> Data:
+    """The data without the rows that `check` could not read."""
+    gone = {row[:2] for finding in findings if finding.kind == UNREADABLE for row in finding.rows}
+    return _without(data, gone)
+
+
+def without_leaks(data: Data, findings: Sequence[Finding]) -> Data:
+    """The data without the rows of train that stand in validation or test too, and of validation that stand in test."""
+    gone = {row[:2] for finding in findings if finding.kind == DUPLICATE for row in finding.rows}
+    return _without(data, gone)
+
+
+def summary(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """For the report: kind, severity, message and the number of rows named."""
+    return [{"kind": f.kind, "severity": f.severity, "message": f.message, "rows": len(f.rows)} for f in findings]
+
+
+def write(findings: Sequence[Finding], path: Path) -> None:
+    """A CSV with one line for each row named, and one for a finding that names none."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("kind", "severity", "split", "id", "other_split", "other_id", "message"))
+        for finding in findings:
+            lines.writerows(
+                (finding.kind, finding.severity, *row, finding.message) for row in finding.rows or (("", "", "", ""),)
+            )
+
+
+def _without(data: Data, gone: set[tuple[str, str]]) -> Data:
+    splits = {}
+    for name, split in data.splits():
+        if any(other == name for other, _ in gone):
+            stays = np.fromiter(((name, row) not in gone for row in split.ids), bool, len(split))
+            splits[name] = split.take(np.flatnonzero(stays))
+    return data.with_splits(**splits)
