@@ -138,7 +138,6 @@ def as_convnext(encoder: Any) -> Any:
         layer_scale_init_value=max(config.layer_scale_init_value, 1e-6),  # at 0 ConvNeXt would leave out what the weights fill
     )
     native_config._name_or_path = config._name_or_path
-    native_config._commit_hash = getattr(config, "_commit_hash", None)  # None for a folder
     native = transformers.ConvNextForImageClassification(native_config).to(device=encoder.device, dtype=encoder.dtype)
     native.convnext.load_state_dict({_renamed(name): value for name, value in encoder.state_dict().items()})
     return native.eval()

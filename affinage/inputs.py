@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, headed, labels, plans, pooling, rates, starters, tasks
+from affinage import config, headed, hub, labels, plans, pooling, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError, choose
@@ -151,7 +151,9 @@ def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     choose("plan", settings.plan, plans.NAMES)  # a slip of the pen is told before minutes of reading
     data, findings, task = _read(settings)
-    settings = settings.model_copy(update={"model": starters.named(settings.model, task.name, task.kind)})
+    model = starters.named(settings.model, task.name, task.kind)
+    revision = hub.pinned(model, settings.revision) if isinstance(starters.place(model), str) else settings.revision
+    settings = settings.model_copy(update={"model": model, "revision": revision})
     _suits(settings, task)
     data = _splits(data, settings, findings, task)
     data, names = task.number(data)
@@ -220,7 +222,7 @@ def _pool(model: Any, settings: config.Settings) -> str:
         source = model.config.name_or_path if isinstance(settings.model, tuple) else starters.place(settings.model)
         wish = (
             getattr(model.config, pooling.MARK, None)
-            or pooling.declared(source)
+            or pooling.declared(source, settings.revision)
             or ("native" if any("Classification" in h for h in heads) else "mean")
         )
     if wish != "native":
@@ -257,7 +259,7 @@ def plan_json(inputs: Inputs) -> dict[str, Any]:
         "plan": asdict(inputs.plan),
         "model": {
             "source": _source(inputs.settings.model),
-            "revision": getattr(inputs.model.config, "_commit_hash", None) or inputs.settings.revision,
+            "revision": inputs.settings.revision,
             "architecture": headed.architecture(inputs.model),
             "parameters": sum(p.numel() for p in inputs.model.parameters()),
             "pooling": inputs.pooling,

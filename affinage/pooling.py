@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.nn.functional import layer_norm
 
+from affinage import hub
+
 LOUD = 2.0**20  # k above
 SMALL = 2.0**-12  # e above: tanh(e x) = e x (1 - e^2 x^2 / 3), one part in 10^6 at |x| = 10
 MARK = "affinage_pooling"  # the key in config.json by which a folder of ours is known
@@ -74,11 +76,15 @@ def can_mean(model: Any) -> bool:
     return _parts(model) is not None
 
 
-def declared(source: Any) -> str | None:
-    """The pooling that a checkpoint declares: "mean", "first", or None. Reads a run of ours or a sentence-transformers folder."""
+def declared(source: Any, revision: str | None = None) -> str | None:
+    """The pooling that a checkpoint declares: "mean", "first", or None.
+
+    Reads a run of ours, and a sentence-transformers model in a folder or on the Hub.
+    """
     folder = Path(str(source))
     if not source or not folder.is_dir():
-        return _declared_on_hub(str(source))
+        found = hub.file(source, "1_Pooling/config.json", revision)
+        return _read(found) if found else None
     config = folder / "config.json"
     if config.exists():
         mark = json.loads(config.read_text(encoding="utf8")).get(MARK)
@@ -86,13 +92,6 @@ def declared(source: Any) -> str | None:
             return str(mark)
     pooling = folder / "1_Pooling" / "config.json"
     return _read(pooling) if pooling.exists() else None
-
-
-def _declared_on_hub(source: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(source, "1_Pooling/config.json") if source and source.count("/") <= 1 else None
-    return _read(Path(found)) if isinstance(found, str) else None
 
 
 def _read(path: Path) -> str | None:

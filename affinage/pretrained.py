@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from affinage import starters
 from affinage.errors import AffinageError
 
 # What every plain image processor does, and is told by the numbers in preprocessor_config.json.
@@ -45,7 +46,7 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
             raise AffinageError(f"{source} has no config.json: expected a transformers model folder") from error
         if "Unrecognized configuration class" in text or "Unrecognized model" in text:
             raise AffinageError(
-                f"{source} is not a model for {task}: its architecture has no such head; choose another model or --task"
+                f"{starters.called(source)} is not a model for {task}: its architecture has no such head; choose another model or --task"
             ) from error
         if (
             folder.is_dir()

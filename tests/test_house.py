@@ -42,6 +42,7 @@ FLOORS: dict[int, set[str]] = {
         "frozen",
         "headed",
         "hearing",
+        "hub",
         "labels",
         "lora",
         "models",

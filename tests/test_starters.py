@@ -205,3 +205,9 @@ def test_no_cache_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_minilm_is_listed_where_installed(minilm: Path) -> None:
     (one,) = (one for one in models.every() if one.where == "package")
     assert (one.name, one.path, one.licence) == ("starter-text", str(minilm), "apache-2.0") and one.bytes > 80e6
+
+
+def test_a_starter_of_another_task_is_called_by_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = tiny.table(tmp_path / "rows.csv", tiny.splits()["train"])
+    assert main(["fit", "--model", "starter-vision", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    assert capfd.readouterr().err.startswith("affinage: starter-vision is not a model for text-classification")

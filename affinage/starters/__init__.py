@@ -97,6 +97,11 @@ def place(model: Any) -> Any:
     return starter.folder
 
 
+def called(source: Any) -> str:
+    """What a user calls this model: a starter by its name, not by where the package lies."""
+    return Path(source).name if Path(source).parent == HERE else str(source)
+
+
 def text() -> Path | None:
     """The folder of all-MiniLM-L6-v2, or None where its package is not installed."""
     spec = find_spec(PACKAGE.replace("-", "_"))
