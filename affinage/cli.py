@@ -103,6 +103,7 @@ def fit(
     hand_over: Annotated[
         Word, _option("auto|FACTOR", "Factor on the solved head's logits before the layers below it train.")
     ] = None,
+    interpolate: Annotated[Word, _option("auto|SHARE", "How far the weights go from before stage 2 (0) to after it (1).")] = None,
     average: Annotated[Word, _option("auto|SHARE", "Window of averaged weights, a share of the steps.")] = None,
     leaks: Annotated[Word, _option("refuse|drop|allow", "What to do with rows found in two splits.")] = None,
     accumulate: Annotated[Word, _option("N", "Pieces that a step is computed in, at least; the gradient is the same.")] = None,

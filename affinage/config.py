@@ -116,6 +116,8 @@ class Settings(BaseModel):
     label_smoothing: Share | Auto = _setting(
         "auto", "a share from 0 to below 1, or auto"
     )  # of the target's mass; auto: the plan's
+    # where the weights end on the line from before stage 2 (0) to after it (1); auto: the plan's
+    interpolate: Factor | Auto = _setting("auto", "a share above 0 and up to 1, or auto")
     # factor on the solved head's logits before the layers below it train; auto: the plan's
     hand_over: Factor | Auto = _setting("auto", "a factor above 0 and up to 1, or auto")
     average: Share | Auto = _setting(

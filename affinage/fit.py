@@ -126,6 +126,10 @@ class Fitting:
             {n: t.clone() for n, t in self.learned().items() if t.is_floating_point()} if stage.average else {}
         )
         self.best: dict[str, torch.Tensor] = {}
+        # not in the checkpoint: a stage that goes on is made where it began, and then restored
+        self.start: dict[str, torch.Tensor] = (
+            {n: t.clone() for n, t in self.learned().items() if t.is_floating_point()} if stage.interpolate < 1 else {}
+        )
 
     # ---------------------------------------------------------------------------------------------------- weights
     def learned(self) -> dict[str, torch.Tensor]:
@@ -145,8 +149,9 @@ class Fitting:
                 own[name].copy_(value)
 
     def candidate(self) -> dict[str, torch.Tensor]:
-        """The weights that this stage would hand on now: the running average where there is one."""
-        return {**{n: t.clone() for n, t in self.learned().items()}, **{n: t.clone() for n, t in self.average.items()}}
+        """The weights that this stage would hand on now: the running average where there is one, part of the way to it."""
+        found = {**{n: t.clone() for n, t in self.learned().items()}, **{n: t.clone() for n, t in self.average.items()}}
+        return found | {n: t.lerp(found[n], self.stage.interpolate) for n, t in self.start.items()}
 
     # -------------------------------------------------------------------------------------------------- checkpoint
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -373,7 +378,7 @@ class Fitting:
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
             apart = self.shards.mine if self.shards else {}
             ranks.same([t for n, t in self.learned().items() if n not in apart])  # other processors round otherwise
-            raw = {n: t.clone() for n, t in self.learned().items()} if self.average else {}
+            raw = {n: t.clone() for n, t in self.learned().items()} if self.average or self.start else {}
             candidate = self.candidate()
             self.put(candidate)
             stalled = progress.bad_epochs

@@ -37,6 +37,7 @@ class Wishes:
     label_smoothing: float | Literal["auto"] = "auto"
     average: float | Literal["auto"] = "auto"
     hand_over: float | Literal["auto"] = "auto"
+    interpolate: float | Literal["auto"] = "auto"
     augment: str = "auto"
     mix: float = 0.0
     accumulate: int = 1
@@ -103,6 +104,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
         average=wishes.average if wishes.average != "auto" else 0.0,
         augment=wishes.augment if wishes.augment != "auto" else "light" if kind == "image" else "none",
         mix=wishes.mix,
+        interpolate=wishes.interpolate if wishes.interpolate != "auto" else 1.0,
         # a rate that falls over the whole stage gains most at its end: a short flat stretch is no reason to stop there
         patience=max(3, round(0.3 * epochs)) if patience else 0,
     )

@@ -46,7 +46,8 @@ def guarded(call: Callable[[], Any], source: str | Path, task: str) -> Any:
             raise AffinageError(f"{source} has no config.json: expected a transformers model folder") from error
         if "Unrecognized configuration class" in text or "Unrecognized model" in text:
             raise AffinageError(
-                f"{starters.called(source)} is not a model for {task}: its architecture has no such head; choose another model or --task"
+                f"{starters.called(source)} is not a model for {task}: its architecture has no such head; "
+                "choose another model or --task"
             ) from error
         if (
             folder.is_dir()

@@ -137,6 +137,8 @@ class Stage:
     clip: float = 1.0  # largest norm of the gradient
     label_smoothing: float = 0.0
     average: float = 0.0  # exponential moving average of the weights, as a share of the steps; 0 for none
+    # where the weights that it hands on lie on the line from its beginning (0) to its end (1): WiSE-FT (arXiv 2109.01903)
+    interpolate: float = 1.0
     patience: int = 0  # epochs without a better validation score before it stops; 0 for never
     # without a validation split: an epoch is better if it takes this share off the training loss; 0: no epoch is worse
     tolerance: float = 0.0

@@ -297,6 +297,22 @@ def test_compiled_it_learns_the_same() -> None:
     assert fast.compiling_seconds() > 0
 
 
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_interpolated_weights_lie_on_the_line_and_the_loop_goes_on_from_its_own(average: float, tmp_path: Path) -> None:
+    """What is scored and handed on is a quarter of the way from the beginning; the steps themselves are those of a stage without."""
+    stage = replace(STAGE, epochs=3, average=average)
+    whole, part = fitting("resnet", stage), fitting("resnet", replace(stage, interpolate=0.25))
+    start = {n: t.clone() for n, t in tensors(part).items()}
+    scored: list[dict[str, torch.Tensor]] = []
+    run(whole, tmp_path / "whole.jsonl")
+    run(part, tmp_path / "part.jsonl", lambda: scored.append(tensors(part)))
+    assert len(scored) == 3
+    for name, end in tensors(whole).items():
+        expected = start[name].lerp(end, 0.25) if end.is_floating_point() else end
+        assert tensors(part)[name].equal(expected) and scored[-1][name].equal(expected), name
+    assert any(not t.equal(start[n]) for n, t in tensors(part).items())
+
+
 def test_a_stage_that_trains_nothing_is_refused() -> None:
     with pytest.raises(AffinageError, match="stage body trains nothing"):
         fitting("bert", replace(STAGE, rates=(("*", None),)))

@@ -114,10 +114,11 @@ def test_wishes_are_heard(known: tuple[Net, str]) -> None:
         augment="strong",
         mix=0.4,
         hand_over=0.5,
+        interpolate=0.7,
     )
     stage = make("two-stage", network, kind, 500, wishes, patience=False).stages[1]
     assert (stage.epochs, stage.batch, stage.label_smoothing, stage.average, stage.augment) == (4, 5, 0.1, 0.2, "strong")
-    assert (stage.hand_over, stage.mix) == (0.5, 0.4)
+    assert (stage.hand_over, stage.mix, stage.interpolate) == (0.5, 0.4, 0.7)
     table = rates.resolve(network, stage.rates)
     found = {network.parameters[name]: rate for name, rate in table.items()}
     count = len(network.blocks)

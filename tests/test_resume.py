@@ -269,7 +269,7 @@ def test_other_data_is_refused(commands: Commands, tmp_path: Path) -> None:
 
 
 VARIANTS = {
-    "average": ["--average", "0.3"],
+    "average": ["--average", "0.3", "--interpolate", "0.5"],
     "lora": ["--plan", "lora"],
     "cut": ["--unfreeze", "1"],
     "gradual": ["--plan", "gradual"],
