@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--untaught", type=Path, help="save the untaught detector there, and stop")
     parser.add_argument("--scenes", type=Path, help="scenes that were made before")
     parser.add_argument("--count", type=int, default=4000, help="training scenes")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args(words)
     sys.path.insert(0, str(Path(__file__).parent))
