@@ -137,7 +137,13 @@ def test_a_line_cut_by_a_kill_is_dropped_and_measured_again(arms: ModuleType, tm
 
 @pytest.mark.parametrize(
     "words",
-    [["--set", "epochs=3"], ["--set", "seed=3", "--variant", "v"], ["--only", "sst3"], ["--suite", "images"], ["--arms", "ful"]],
+    [
+        ["--set", "epochs=3"],
+        ["--set", "seed=3", "--variant", "v"],
+        ["--only", "sst3"],
+        ["--suite", "images", "--only", "sst2"],
+        ["--arms", "ful"],
+    ],
     ids=" ".join,
 )
 def test_slips_end_before_anything_runs(arms: ModuleType, words: list[str]) -> None:
