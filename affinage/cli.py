@@ -44,6 +44,9 @@ TextColumn = Annotated[Word, _option("NAME", "The column that holds the text.")]
 ImageColumn = Annotated[Word, _option("NAME", "The column that holds the image.")]
 AudioColumn = Annotated[Word, _option("NAME", "The column that holds the recording.")]
 LabelColumn = Annotated[Word, _option("NAME", "The column that holds the class, or the transcript.")]
+Decoding = Annotated[Word, _option("auto|greedy|beam", "Speech: how characters are read off the frames.")]
+LanguageModel = Annotated[Word, _option("FILE", "Speech: an ARPA file or a list of words, for beam search.")]
+LanguageModelWeight = Annotated[Word, _option("N", "What it counts beside what was heard; 1 where not given.")]
 Revision = Annotated[Word, _option("REV", "Branch, tag or commit of the model on the Hub.")]
 
 
@@ -98,6 +101,9 @@ def fit(
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     vocabulary: Annotated[Word, _option("auto|base|data", "Speech: whose characters are written.")] = None,
     transcripts: Annotated[Word, _option("plain|as-written", "Speech: without case and punctuation, or as they are.")] = None,
+    decoding: Decoding = None,
+    language_model: LanguageModel = None,
+    language_model_weight: LanguageModelWeight = None,
     class_weights: Annotated[Word, _option("none|balanced", "Weigh rare classes up.")] = None,
     label_smoothing: Annotated[Word, _option("auto|SHARE", "Share of the target spread over all classes.")] = None,
     hand_over: Annotated[
@@ -168,13 +174,17 @@ def evaluate(
     image_column: ImageColumn = None,
     audio_column: AudioColumn = None,
     label_column: LabelColumn = None,
+    decoding: Decoding = None,
+    language_model: LanguageModel = None,
+    language_model_weight: LanguageModelWeight = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on labelled rows."""
     from affinage.run import load
 
     columns = _given(text_column=text_column, image_column=image_column, audio_column=audio_column, label_column=label_column)
-    scores = load(run).evaluate(data, split=split, **columns)
+    read = _given(decoding=decoding, language_model=language_model, language_model_weight=language_model_weight)
+    scores = load(run, **read).evaluate(data, split=split, **columns)
     if as_json:
         _print_json(scores)
         return
@@ -192,11 +202,15 @@ def predict(
         list[str], typer.Argument(metavar="INPUT...", help="Text, files, folders of images or sounds, or - for lines of stdin.")
     ],
     draw: Annotated[Word, _option("DIR", "Object detection: save each picture there, with its boxes drawn on it.")] = None,
+    decoding: Decoding = None,
+    language_model: LanguageModel = None,
+    language_model_weight: LanguageModelWeight = None,
 ) -> None:
     """Predict, one JSON line an input."""
     from affinage.run import load
 
-    loaded = load(run)
+    read = _given(decoding=decoding, language_model=language_model, language_model_weight=language_model_weight)
+    loaded = load(run, **read)
     if draw is not None and loaded.task.labels != "boxes":
         raise AffinageError(f"--draw is for object detection, and this run does {loaded.task.name}: leave it out")
     things = list(_expand(inputs, loaded.task.kind))

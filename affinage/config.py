@@ -110,6 +110,11 @@ class Settings(BaseModel):
     vocabulary: Literal["auto", "base", "data"] = _setting("auto", "auto, base or data")
     # speech: plain is lower case without punctuation but the apostrophe, as word error rates are usually told
     transcripts: Literal["plain", "as-written"] = _setting("plain", "plain or as-written")
+    # speech: beam search pays where words are known beforehand; auto: where there is a language model
+    decoding: Literal["auto", "greedy", "beam"] = _setting("auto", "auto, greedy or beam")
+    language_model: Path | None = _setting(None, "an ARPA file, or a list of one word a line")  # none: any word can be written
+    # what a step of an n-gram counts beside what the network heard; 0 keeps its words alone
+    language_model_weight: Annotated[float, Strict, Field(ge=0, allow_inf_nan=False)] = _setting(1.0, "a number from 0 up")
     class_weights: Literal["none", "balanced"] = _setting(
         "none", "none or balanced"
     )  # none: each row counts once, as in accuracy

@@ -196,9 +196,10 @@ def _suits(settings: config.Settings, task: Task) -> None:
             if getattr(settings, name) not in (idle, 0.0):
                 raise AffinageError(f"--{name.replace('_', '-')} is for tasks that tell classes apart, not for {task.name}")
     fields = task.__dataclass_fields__ if hasattr(task, "__dataclass_fields__") else {}
-    for name, idle in (("vocabulary", "auto"), ("transcripts", "plain")):
+    spoken: dict[str, Any] = {"vocabulary": "auto", "transcripts": "plain", "decoding": "auto", "language_model": None}
+    for name, idle in spoken.items():
         if getattr(settings, name) != idle and name not in fields:
-            raise AffinageError(f"--{name} is for speech recognition, not for {task.name}")
+            raise AffinageError(f"--{name.replace('_', '-')} is for speech recognition, not for {task.name}")
     if settings.views and not (task.classifies and task.kind == "image"):
         raise AffinageError(f"--views is for image classification, not for {task.name}")
     if settings.mix and not (task.classifies and task.kind == "image"):

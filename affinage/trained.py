@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from affinage import config, tasks
 from affinage import data as reading
-from affinage import tasks
 from affinage.errors import AffinageError, nearest
 from affinage.features import answered, device
 from affinage.inputs import columns_of
 from affinage.report.folder import facts
 from affinage.types import Answers, Task
+
+DECODING = ("decoding", "language_model", "language_model_weight")
 
 
 class Run:
@@ -22,6 +24,7 @@ class Run:
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         self.path = path
         self.record = record  # run.json
+        self.instead: dict[str, Any] = {}  # of the settings that its task reads
         self._loaded: tuple[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -45,7 +48,8 @@ class Run:
     @property
     def task(self) -> Task:
         _, labels = tasks.wanted(self.record["task"])
-        return tasks.find(self.record["task"], self.record["data"]["kind"], labels or "class", self.record["settings"])
+        settings = self.record["settings"] | self.instead
+        return tasks.find(self.record["task"], self.record["data"]["kind"], labels or "class", settings)
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -97,8 +101,10 @@ def known(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def load(path: str | Path) -> Run:
+def load(path: str | Path, **decoding: Any) -> Run:
     """A finished run from its folder.
+
+    `decoding`: of a run of speech recognition, `decoding`, `language_model` and `language_model_weight` in place of its own.
 
     Raises:
         AffinageError: no folder, no run in it, or one that was stopped.
@@ -111,7 +117,18 @@ def load(path: str | Path) -> Run:
         raise AffinageError(f"the run at {folder} failed ({record['error']}): start it again with affinage fit --overwrite")
     if record["status"] != "finished":
         raise AffinageError(f"the run at {folder} was stopped before its end: go on with affinage fit --resume --out {folder}")
-    return Run(folder, record)
+    found = Run(folder, record)
+    if decoding:
+        wrong = [name for name in decoding if name not in DECODING]
+        if wrong:
+            raise AffinageError(
+                f"a run is not loaded with {wrong[0]}{nearest(wrong[0], DECODING)}: expected of {', '.join(DECODING)}"
+            )
+        if "decoding" not in getattr(found.task, "__dataclass_fields__", ()):
+            raise AffinageError(f"--{min(decoding).replace('_', '-')} is for speech recognition, not for {found.task.name}")
+        made = config.make(decoding)
+        found.instead = {name: getattr(made, name) for name in decoding}
+    return found
 
 
 # What every run writes beside the model's own files, which run.json names under "files".

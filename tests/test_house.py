@@ -31,6 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "augment_boxes",
         "recompute",
         "batches",
+        "beam",
         "blocks",
         "checkpoint",
         "classification",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from affinage import dictation, hearing, sound
+from affinage import beam, dictation, hearing, sound
 from affinage.dictation import Begun, TokenAims
 from affinage.errors import AffinageError
 from affinage.hearing import SoundRows
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PART = 256  # rows of predictions that are written at a time
 SHOWN = 12  # worst utterances of a split whose recording is kept for the report
+TINY = 1e-12  # a probability that is added before logarithms are taken
 HEARD = 16_000  # samples a second of those recordings
 PAD, UNKNOWN, BETWEEN = "<pad>", "<unk>", "|"  # of a new vocabulary: the blank, what is in none, what stands between words
 
@@ -73,6 +74,9 @@ class SpeechRecognition(Task):
     names: Literal["vocabulary"] = "vocabulary"
     vocabulary: str = "auto"  # "base", "data" or "auto": the base's where it has all that the transcripts need
     transcripts: str = "plain"  # or "as-written"
+    decoding: str = "auto"  # "greedy", "beam", or "auto": beam search where there is a language model
+    language_model: Path | str | None = None  # an ARPA file, or a list of words
+    language_model_weight: float = 1.0
 
     # ------------------------------------------------------------------------------------------------------- targets
     def groups(self, targets: Sequence[Any]) -> Sequence[Any]:
@@ -111,6 +115,8 @@ class SpeechRecognition(Task):
         if config.is_encoder_decoder:
             if own is None:
                 raise AffinageError(f"{source} has no tokenizer: expected tokenizer.json beside config.json")
+            if self.decoding == "beam" or self.language_model is not None:
+                raise AffinageError(f"{source} writes token by token: --decoding beam and --language-model are for CTC heads")
             model = dictation.load(config, source, task=self.name, fresh=fresh, revision=revision)
             return model, _processor(model, extractor, own)
         lacking = missing(own, names) if own is not None else list(names)
@@ -126,6 +132,7 @@ class SpeechRecognition(Task):
         if not kept or fresh:
             config.vocab_size = len(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
+        self._search(tokenizer)  # a language model that cannot be read is told before anything is trained
         model = pretrained.built(transformers.AutoModelForCTC, source, config, task=self.name, fresh=fresh, revision=revision)
         if not kept and not fresh:
             _anew(model, config)
@@ -196,10 +203,12 @@ class SpeechRecognition(Task):
         logits = hearing.logits(forward, batch, lengths)
         losses = per_row(logits, targets).tolist() if targets is not None else [None] * len(logits)
         tall = logits.softmax(-1).cpu().numpy()
+        search = self._search(processor.tokenizer)
         seconds = hearing.seconds_a_frame(batch, processor.feature_extractor, logits.shape[1])
         found = []
         for row, length, loss in zip(tall, lengths.tolist(), losses, strict=True):
-            words = spelled(row[:length], processor.tokenizer)
+            heard = row[:length]
+            words = spelled(heard, processor.tokenizer, search(np.log(heard + TINY)) if search else None)
             text = " ".join(word for word, *_ in words)
             if self.transcripts == "plain":
                 text = text.lower()
@@ -207,6 +216,13 @@ class SpeechRecognition(Task):
             timed = [[w, round(a * seconds, 3), round(b * seconds, 3), round(c, 4)] for w, a, b, c in words]
             found.append({"text": text, "words": timed, "confidence": sure, "loss": loss})
         return found
+
+    def _search(self, tokenizer: Any) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What finds the path through the frames' log probabilities; None: the best token of each frame."""
+        if self.decoding == "greedy" or (self.decoding == "auto" and self.language_model is None):
+            return None
+        path = Path(self.language_model) if self.language_model is not None else None
+        return beam.searcher(tokenizer, path, self.language_model_weight, _spell)
 
     def score(self, answers: Answers, targets: Sequence[Any] | np.ndarray) -> dict[str, Any]:
         found = scores([one["text"] for one in answers], list(targets))
@@ -298,6 +314,12 @@ def tokens(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(folded(tokenizer, text), add_special_tokens=False).input_ids if text else []
 
 
+def _spell(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """The word's tokens; () where one of them is unknown."""
+    ids = tokens(tokenizer, word)
+    return () if tokenizer.unk_token_id in ids else tuple(ids)
+
+
 def _anew(model: Any, config: Any) -> None:
     """A head of another vocabulary begins at random, even where the old one has as many outputs."""
     import torch
@@ -338,12 +360,13 @@ def per_row(logits: torch.Tensor, targets: Any) -> torch.Tensor:
     return losses / lengths.clamp(min=1)
 
 
-def spelled(probabilities: np.ndarray, tokenizer: Any) -> list[tuple[str, int, int, float]]:
-    """(word, first frame, frame after its last, confidence) of the best path of (T, V): repeats joined, blanks left out.
+def spelled(probabilities: np.ndarray, tokenizer: Any, path: np.ndarray | None = None) -> list[tuple[str, int, int, float]]:
+    """(word, first frame, frame after its last, confidence) of a path through (T, V): repeats joined, blanks left out.
 
-    The confidence of a word is the mean probability of the frames that spell it.
+    `path` (T,): its tokens; the likeliest of each frame where none is given. The confidence of a word is the mean probability of
+    the frames that spell it.
     """
-    best, blank = probabilities.argmax(1), tokenizer.pad_token_id
+    best, blank = probabilities.argmax(1) if path is None else path, tokenizer.pad_token_id
     between = getattr(tokenizer, "word_delimiter_token", None)
     words: list[tuple[list[int], int, int, list[float]]] = []
     open_ = False

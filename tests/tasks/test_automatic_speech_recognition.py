@@ -297,6 +297,26 @@ def test_stopped_and_gone_on_with(tuned: affinage.Run, melodies: Path, tmp_path:
     assert one == two and whole.metrics == parted.metrics
 
 
+def test_decoding_with_words_that_are_known(tuned: affinage.Run, melodies: Path, tmp_path: Path) -> None:
+    """Of a run, and in a fit, which remembers it; what cannot be is refused before anything trains."""
+    pytest.importorskip("flashlight.lib.text.decoder", reason="pip install 'affinage[beam]' (Python 3.11 and 3.12)")
+    words = tmp_path / "words.txt"
+    words.write_text("low\nmid\n")
+    paths = sorted(melodies.glob("test-*.wav"))
+    heard = affinage.load(tuned.path, language_model=words).predict(paths)
+    assert {word for one in heard for word in one["text"].split()} <= {"low", "mid"}
+    assert any(one["text"] for one in heard) and heard != tuned.predict(paths)
+    with pytest.raises(AffinageError, match="a run is not loaded with language_mode, did you mean 'language_model'"):
+        affinage.load(tuned.path, language_mode=words)
+    made = affinage.fit(tuned.path, melodies, plan="frozen", epochs=1, language_model=words, out=tmp_path / "run", quiet=True)
+    again = affinage.load(made.path)
+    assert again.evaluate(melodies)["wer"] == pytest.approx(made.metrics["wer"])
+    assert {word for one in again.predict(paths) for word in one["text"].split()} <= {"low", "mid"}
+    with pytest.raises(AffinageError, match="cannot read the language model"):
+        affinage.fit(tuned.path, melodies, language_model=tmp_path / "gone.arpa", out=tmp_path / "other", quiet=True)
+    assert not (tmp_path / "other").exists()
+
+
 def test_bad_input(tuned: affinage.Run, melodies: Path, tmp_path: Path) -> None:
     import soundfile
 
