@@ -44,7 +44,11 @@ SUITES: dict[str, tuple[tuple[tuple[str, int], ...], int]] = {
     "search": ((*((name, labels) for labels in (8, 64) for name in TEXT), *FEW_PICTURES), 3),
 }
 PICTURES = ("hymenoptera", "pacs/photo", "pacs/art_painting", "cifar10")
-OWN_TEST = {"customer_reviews": 0.25, "pacs/photo": 0.3, "pacs/art_painting": 0.3}  # no split of their own: this share, stratified, seed 0
+OWN_TEST = {
+    "customer_reviews": 0.25,
+    "pacs/photo": 0.3,
+    "pacs/art_painting": 0.3,
+}  # no split of their own: this share, stratified, seed 0
 SEARCH_TEST = 0.25  # share of train that stands in for the test split
 MOST_TESTED = 500  # test rows of a text set, stratified, seed 0: an fp32 pass over more would cost more than the training
 SEARCH_SEEDS = 1000  # the first seed of a search, far from those that are reported

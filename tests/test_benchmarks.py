@@ -283,13 +283,13 @@ def test_speakers_that_the_base_never_heard(
 
     def measured(cell: dict[str, Any], data: Path, folder: Path) -> dict[str, Any]:
         ran.append(tuple(cell.values()))
-        return {"wer": 0.25 if cell["arm"] == "none" else 0.5, "cer": 0.1, "n": 50, "cpu_seconds": 1.0}
+        return {"wer": 0.25 if cell["arm"] == "none" else 0.5, "cer": 0.1, "n": 50, "wer_known_words": 0.1, "cpu_seconds": 1.0}
 
     monkeypatch.setattr(speech, "measured", measured)
     monkeypatch.setattr(speech, "digest", lambda folder: "abc")
     words = ["--base", str(tmp_path), "--out", str(tmp_path / "a.jsonl"), "--seeds", "2"]
     assert speech.main(words) == 0 and len(ran) == 2 + 2 * 24 == len(set(ran))
-    assert "none       WER  0.250  sd 0.000  cells 2" in capsys.readouterr().out
+    assert "none       WER  0.250  sd 0.000  with the ten words  0.100  cells 2" in capsys.readouterr().out
     assert speech.main(words) == 0 and len(ran) == 50
     monkeypatch.setattr(speech, "digest", lambda folder: "other")
     assert speech.main(words) == 2 and "of another base" in capsys.readouterr().err
