@@ -1,17 +1,18 @@
 """Blood cells from few pictures: five ways to come by a detector, on the official test split; runs the cells that are missing.
 
-    python benchmarks/detection.py --base FOLDER --untaught FOLDER [--pictures 20,80,205] [--arms heads,full] [--seeds 3]
+    python benchmarks/detection.py [--pictures 20,80,205] [--arms heads,full] [--seeds 3]
     python benchmarks/detection.py --table
 
 One line a finished cell (pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost loop,
-then pictures. `base` is what examples/pretrain/detector.py leaves, `untaught` what its --untaught leaves: the same network, of
-which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates` updates of up to 16;
-in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture alone is kept.
+then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves: the same
+network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates` updates of
+up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture alone is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
@@ -25,6 +26,7 @@ from typing import Any
 
 from arms import HERE, append, digest, lines
 
+STARTER = HERE.parent / "affinage" / "starters" / "starter-detector"
 ARMS = ("scratch", "backbone", "heads", "two-stage", "full")
 PLANS = {"scratch": "scratch", "backbone": "full", "heads": "frozen", "two-stage": "two-stage", "full": "full"}
 BATCH = 16
@@ -98,8 +100,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked before anything is read."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds bccd")
-    parser.add_argument("--base", type=Path, help="the taught detector")
-    parser.add_argument("--untaught", type=Path, help="the detector of which the backbone alone has learnt")
+    parser.add_argument("--base", type=Path, default=STARTER, help="the taught detector; starter-detector if not given")
+    parser.add_argument("--untaught", type=Path, help="the detector of which the backbone alone has learnt; made if not given")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "detection.jsonl")
     parser.add_argument("--pictures", type=lambda text: [int(n) for n in text.split(",")], default=[20, 80, 205])
     parser.add_argument("--arms", type=lambda text: text.split(","), default=list(ARMS), help=f"of {','.join(ARMS)}")
@@ -111,12 +113,16 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [arm for arm in told.arms if arm not in ARMS]
     if unknown:
         parser.error(f"no arm '{unknown[0]}': expected of {', '.join(ARMS)}")
-    if not told.table:
-        needs = {"untaught": "backbone" in told.arms, "base": any(arm != "backbone" for arm in told.arms)}
-        missing = next((name for name, need in needs.items() if need and getattr(told, name) is None), None)
-        if missing:
-            parser.error(f"give --{missing} FOLDER: examples/pretrain/README.md says how to make it")
     return told
+
+
+def untaught(folder: Path) -> Path:
+    """Where the arm `backbone` begins, as the recipe of the base makes it."""
+    spec = importlib.util.spec_from_file_location("detector", HERE.parent / "examples" / "pretrain" / "detector.py")
+    assert spec and spec.loader
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe.untaught(None, folder, [f"thing-{i}" for i in range(10)])
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -137,6 +143,8 @@ def main(words: Sequence[str] | None = None) -> int:
     told.out.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(line[name] for name in KEY) for line in lines(told.out)}
     table, commit = rows(told.data), facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
+    if "backbone" in told.arms and told.untaught is None:
+        told.untaught = untaught(Path(tempfile.mkdtemp(prefix="affinage-untaught-")))
     for seed in range(told.seeds):
         for pictures in told.pictures:
             for arm in told.arms:
