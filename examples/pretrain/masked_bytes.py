@@ -168,6 +168,7 @@ def main(words: Sequence[str] | None = None) -> Path:
     parser.add_argument("--config", type=Path, default=HERE / "starter-bytes" / "config.json")
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args(words)
+    commit = facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
     draw = np.random.default_rng(told.seed)
     texts = rows(told.data, draw)
     texts = [texts[i] for i in draw.permutation(len(texts))][: told.rows and told.rows + HELD_OUT]
@@ -240,7 +241,7 @@ def main(words: Sequence[str] | None = None) -> Path:
             "validation": measured(model, held, "fp32"),
             "cost": {"seconds": time.perf_counter() - started, "cpu_seconds": fitting.progress.cpu_seconds},
             "versions": facts.versions(),
-            "commit": facts.commit(),
+            "commit": commit,
             "hardware": facts.hardware(precision),
         },
     )
