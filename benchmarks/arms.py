@@ -24,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,20 @@ def trainer(cell: Cell, rows: dict[str, Any], model: Path, settings: dict[str, A
     }
 
 
+def tried(title: str, measure: Callable[[Path], dict[str, Any]]) -> dict[str, Any] | None:
+    """What `measure` finds with a folder of its own; None where a run was refused, which says why: others still can be."""
+    from affinage.errors import AffinageError
+
+    out = Path(tempfile.mkdtemp(prefix="affinage-arms-"))
+    try:
+        return measure(out)
+    except AffinageError as error:
+        print(f"{title}: {error}", file=sys.stderr)
+        return None
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
 def asked(cell: Cell) -> dict[str, Any]:
     """What a cell says to `fit` and to `trainer` alike."""
     return {"labels_per_class": cell.labels or None, "seed": cell.seed, "leaks": "drop", "quiet": True}
@@ -374,15 +389,11 @@ def main(words: Sequence[str] | None = None) -> int:
             continue
         if cell.data not in sets:
             sets[cell.data] = splits(cell.data, told.data, search=told.suite == "search")
-        out = Path(tempfile.mkdtemp(prefix="affinage-arms-"))
-        try:
-            found = (trainer if cell.arm == "trainer" else ours)(cell, sets[cell.data], model, told.settings, out)
-        except AffinageError as error:  # the others can still be measured; the cell stays missing
-            print(f"{words_of}: {error}", file=sys.stderr)
+        arm = trainer if cell.arm == "trainer" else ours
+        found = tried(words_of, partial(arm, cell, sets[cell.data], model, told.settings))
+        if found is None:
             failed += 1
             continue
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
         head = {**cell.__dict__, "settings": told.settings, "model": model.name if model is told.base else "all-MiniLM-L6-v2"}
         append(told.out, {**head, "weights": weights[model], "threads": told.threads, "commit": commit, **found})
         spent = found["training"]["cpu_seconds"]

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +149,6 @@ def main(words: Sequence[str] | None = None) -> int:
     import torch
 
     from affinage import facts, starters
-    from affinage.errors import AffinageError
 
     torch.set_num_threads(told.threads)
     here = {one.name: one for one in starters.every()}
@@ -176,15 +174,10 @@ def main(words: Sequence[str] | None = None) -> int:
             continue
         if cell.data not in sets:
             sets[cell.data] = splits(sources[cell.data], told.data)
-        out = Path(tempfile.mkdtemp(prefix="affinage-starters-"))
-        try:
-            found = measured(cell, sets[cell.data], out)
-        except AffinageError as error:  # the others can still be measured; the cell stays missing
-            print(f"{title}: {error}", file=sys.stderr)
+        found = arms.tried(title, partial(measured, cell, sets[cell.data]))
+        if found is None:
             failed += 1
             continue
-        finally:
-            shutil.rmtree(out, ignore_errors=True)
         head = {**cell.__dict__, "settings": {}, "model": cell.suite, "weights": weights}
         arms.append(told.out, {**head, "threads": told.threads, "commit": commit, **found})
         print(f"{title}: {found['accuracy']:.4f}, {found['whole']['cpu_seconds']:.1f} CPU s in all", flush=True)
