@@ -67,7 +67,7 @@ class Run:
         return self.task.said(self._answers(inputs), self.names) if len(inputs) else []
 
     def evaluate(self, data: Any, split: str | None = None, **columns: Any) -> dict[str, Any]:
-        """The scores on labelled rows: the test split of `data` if it has one, else its only one.
+        """The scores on labelled rows: the test split of `data` if it has one, else its only one; `split` says which, or "all".
 
         Raises:
             AffinageError: no such split, another kind of data, or no label that the run knows.
@@ -81,7 +81,8 @@ class Run:
             raise AffinageError(f"no split '{name}' in {data}{nearest(name, splits)} (it has {', '.join(splits)})")
         chosen = splits[name]
         targets = self.task.known(chosen.targets, self.names, str(data))
-        return {"split": name, **self.task.score(self._answers(chosen.inputs), targets)}
+        shown = name if split or len(splits) > 1 else "all"  # a file by itself is no training split
+        return {"split": shown, **self.task.score(self._answers(chosen.inputs), targets)}
 
 
 def known(folder: Path) -> dict[str, Any] | None:

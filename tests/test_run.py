@@ -143,7 +143,7 @@ def test_the_anatomy_says_who_learnt(text_run: affinage.Run) -> None:
     assert rows["blocks.1"]["rate"] > rows["blocks.0"]["rate"] > 0 and rows["head"]["trained"]
 
 
-def test_load_and_evaluate(text_run: affinage.Run, texts: Path) -> None:
+def test_load_and_evaluate(text_run: affinage.Run, texts: Path, tmp_path: Path) -> None:
     made = affinage.load(text_run.path)
     assert made.metrics == text_run.metrics and made.classes == text_run.classes
     scores = made.evaluate(texts)
@@ -151,6 +151,8 @@ def test_load_and_evaluate(text_run: affinage.Run, texts: Path) -> None:
     assert scores["accuracy"] == text_run.metrics["accuracy"]
     assert scores["log_loss"] == pytest.approx(text_run.metrics["log_loss"], abs=1e-5)
     assert made.evaluate(texts, split="validation")["accuracy"] == text_run.record["validation"]["accuracy"]
+    alone = tiny.table(tmp_path / "later.csv", tiny.splits()["test"])
+    assert made.evaluate(alone) == scores | {"split": "all"}
     assert made.predict([]) == []
     with pytest.raises(AffinageError, match=r"no split 'tset' in .*, did you mean 'test'\? \(it has train, validation, test\)"):
         made.evaluate(texts, split="tset")
