@@ -5,7 +5,8 @@
 
 One line a finished cell (starter, data set, labels a class, arm, seed), as in arms.py, whose machinery it is: a killed run loses
 no cell but the one in progress, and seeds are the outermost loop. Arms are plans of affinage with their defaults: the same rows,
-the same epochs. `scratch-long` gets four times as many, since a network that begins with nothing needs them most.
+the same epochs. `scratch-long` gets four times as many, since a network that begins with nothing needs them most. `n-grams`, on
+text, is the control that needs no network: logistic regression on the tf-idf of runs of one to four characters.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import arms
 import table
 
 HERE = Path(__file__).resolve().parent
-ARMS = ("scratch", "frozen", "two-stage", "scratch-long")
+GRAMS = "n-grams"
+ARMS = ("scratch", "frozen", "two-stage", "scratch-long", GRAMS)
 LABELS = (10, 100)  # a class
-PAIRS = (("frozen", "scratch"), ("two-stage", "scratch"), ("two-stage", "scratch-long"))
+PAIRS = (("frozen", "scratch"), ("two-stage", "scratch"), ("two-stage", "scratch-long"), ("two-stage", GRAMS))
 LONGER = 4
 MOST_TESTED = 2_000  # test rows, stratified, seed 0
 MOST_TRAINED = 8_000  # rows that training rows are drawn from: the check looks at all of them in each run
@@ -81,14 +83,51 @@ def cells(names: Sequence[str], seeds: int, only: Sequence[str], wanted: Sequenc
         for source in SETS[name]
         for labels in few
         for arm in wanted
-        if not only or source.name in only
+        if (not only or source.name in only) and (arm != GRAMS or source.text)
     ]
+
+
+def n_grams(cell: arms.Cell, rows: dict[str, Any]) -> dict[str, Any]:
+    """The control, on the rows that `fit` would train on."""
+    import time
+
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from affinage import config, facts
+    from affinage.inputs import prepare
+
+    inputs = prepare(config.make({"model": cell.suite, "data": rows, "plan": "frozen", **arms.asked(cell)}))
+    train, test = inputs.data.train, inputs.data.test
+    assert test is not None
+    clock = time.perf_counter(), time.process_time()
+    control = make_pipeline(
+        TfidfVectorizer(analyzer="char", ngram_range=(1, 4), sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000)
+    )
+    control.fit(list(train.inputs), np.asarray(train.targets))
+    logs = control.predict_log_proba(list(test.inputs)).astype(np.float32)
+    cost = {"seconds": time.perf_counter() - clock[0], "cpu_seconds": time.process_time() - clock[1]}
+    return {
+        **arms.scores(inputs.task.score(logs, np.asarray(test.targets))),
+        "n_train": len(train),
+        "training": cost,
+        "whole": cost,
+        "kept": GRAMS,
+        "precision": "fp64",
+        "fingerprint": inputs.fingerprint,
+        "versions": facts.versions(),
+        "cpu": facts.hardware("fp32")["cpu"],
+    }
 
 
 def measured(cell: arms.Cell, rows: dict[str, Any], out: Path) -> dict[str, Any]:
     """One run of affinage: what its run.json says."""
     from affinage import plans
 
+    if cell.arm == GRAMS:
+        return n_grams(cell, rows)
     if cell.arm != "scratch-long":
         return arms.ours(cell, rows, cell.suite, {}, out)
     count = cell.labels * len({row["label"] for row in rows["train"]})
@@ -111,7 +150,8 @@ def rendered(lines: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             "Test accuracy in percent, mean ± 95 % interval (seeds); `scratch` is the same architecture with fresh weights, on "
-            f"the same rows for the same epochs, `scratch-long` for {LONGER} times as many:",
+            f"the same rows for the same epochs, `scratch-long` for {LONGER} times as many; `n-grams` is logistic regression on "
+            "runs of one to four characters:",
             table.grid([*head, *ARMS], rows),
             "Paired by seed, in points, with the 95 % interval (pairs):",
             table.grid([*head, *(f"{left} − {right}" for left, right in PAIRS)], pairs),

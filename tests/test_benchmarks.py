@@ -209,7 +209,7 @@ def test_cells_of_the_starters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(c.suite, c.data, c.labels, c.arm, c.seed) for c in cells] == [
         ("starter-bytes", "sms_spam", 10, arm, seed) for seed in (0, 1) for arm in ("scratch", "two-stage")
     ]
-    assert len(found.cells(list(found.SETS), 6, [], found.ARMS, found.LABELS)) == 6 * 6 * 2 * 4
+    assert len(found.cells(list(found.SETS), 6, [], found.ARMS, found.LABELS)) == 6 * 2 * (3 * 4 + 3 * 5)  # n-grams: of text
     with pytest.raises(SystemExit, match="2"):
         found.main(["--starters", "starter-of-nothing"])
 
@@ -224,9 +224,18 @@ def test_a_longer_scratch_is_the_plan_scratch_for_four_times_as_long(monkeypatch
 
     monkeypatch.setattr(found.arms, "ours", ours)
     rows = {"train": [{"text": str(i), "label": str(i % 2)} for i in range(400)]}
-    for arm in found.ARMS:
+    for arm in found.ARMS[:4]:
         found.measured(found.arms.Cell("starter-bytes", "default", "sms_spam", 100, arm, 0), rows, tmp_path)
     assert seen == [("scratch", {}), ("frozen", {}), ("two-stage", {}), ("scratch", {"epochs": 40})]
+
+
+def test_the_control_sees_the_rows_that_a_fit_sees(monkeypatch: pytest.MonkeyPatch, minilm: Path, tmp_path: Path) -> None:
+    """Runs of characters tell the classes apart, on as many rows as were asked for."""
+    found = loaded("starters", monkeypatch)
+    rows = [{"text": f"{'GET' if i % 2 else 'POST'} /{i:03d}", "label": str(i % 2)} for i in range(80)]
+    cell = found.arms.Cell(str(minilm), "default", "sms_spam", 10, found.GRAMS, 0)
+    line = found.measured(cell, {"train": rows[:60], "test": rows[60:]}, tmp_path)
+    assert (line["accuracy"], line["n_train"], line["n_test"]) == (1.0, 20, 20)
 
 
 def test_rows_of_the_starters_sets(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
