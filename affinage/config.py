@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from affinage.errors import AffinageError, nearest
 
@@ -55,6 +55,7 @@ Factor = Annotated[float, Strict, Field(gt=0, le=1)]
 Count = Annotated[int, Strict, Field(ge=1)]
 Seed = Annotated[int, Strict, Field(ge=0, lt=2**32)]
 Depth = Annotated[str | int, BeforeValidator(_depth)]
+FromHere = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]  # a run is loaded from other folders too
 ShareOrPath = Annotated[float | str | Path | None, BeforeValidator(_share)]
 
 
@@ -112,7 +113,9 @@ class Settings(BaseModel):
     transcripts: Literal["plain", "as-written"] = _setting("plain", "plain or as-written")
     # speech: beam search pays where words are known beforehand; auto: where there is a language model
     decoding: Literal["auto", "greedy", "beam"] = _setting("auto", "auto, greedy or beam")
-    language_model: Path | None = _setting(None, "an ARPA file, or a list of one word a line")  # none: any word can be written
+    language_model: FromHere | None = _setting(
+        None, "an ARPA file, or a list of one word a line"
+    )  # none: any word can be written
     # what a step of an n-gram counts beside what the network heard; 0 keeps its words alone
     language_model_weight: Annotated[float, Strict, Field(ge=0, allow_inf_nan=False)] = _setting(1.0, "a number from 0 up")
     class_weights: Literal["none", "balanced"] = _setting(

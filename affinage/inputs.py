@@ -196,7 +196,13 @@ def _suits(settings: config.Settings, task: Task) -> None:
             if getattr(settings, name) not in (idle, 0.0):
                 raise AffinageError(f"--{name.replace('_', '-')} is for tasks that tell classes apart, not for {task.name}")
     fields = task.__dataclass_fields__ if hasattr(task, "__dataclass_fields__") else {}
-    spoken: dict[str, Any] = {"vocabulary": "auto", "transcripts": "plain", "decoding": "auto", "language_model": None}
+    spoken: dict[str, Any] = {
+        "vocabulary": "auto",
+        "transcripts": "plain",
+        "decoding": "auto",
+        "language_model": None,
+        "language_model_weight": 1.0,
+    }
     for name, idle in spoken.items():
         if getattr(settings, name) != idle and name not in fields:
             raise AffinageError(f"--{name.replace('_', '-')} is for speech recognition, not for {task.name}")

@@ -93,6 +93,15 @@ def shown(path: Path) -> str:
             )
             cells.append(said)
         out.append(f"| {count} | " + " | ".join(cells) + " |")
+    for count in sorted({line["pictures"] for line in found}):
+        scores = {(line["arm"], line["seed"]): line["map50"] for line in found if line["pictures"] == count}
+        gaps = [
+            score - scores["full", seed]
+            for (arm, seed), score in scores.items()
+            if arm == "two-stage" and ("full", seed) in scores
+        ]
+        if gaps:
+            out.append(f"\n{count} pictures: two-stage - full {100 * statistics.mean(gaps):+.1f} points ({len(gaps)} pairs)")
     return "\n".join(out)
 
 

@@ -117,6 +117,23 @@ def told(path: Path) -> None:
         )
 
 
+def gap(path: Path, labels: int, left: str, right: str) -> str:
+    """`left` minus `right` in word error rate, paired by draw (the mean of the speakers), with its 95 % interval over draws."""
+    from affinage.measure.interval import paired
+
+    scores = {tuple(line[key] for key in KEYS): line["wer"] for line in lines(path)}
+    draws = sorted({key[3] for key in scores if key[1] == labels})
+    found = []
+    for seed in draws:
+        both = [(scores.get((who, labels, left, seed)), scores.get((who, labels, right, seed))) for who in SPEAKERS]
+        if all(one is not None and other is not None for one, other in both):
+            found.append(statistics.mean(one - other for one, other in both if one is not None and other is not None))
+    if len(found) < 2:
+        return f"{labels} a digit  {left} - {right}: fewer than two draws"
+    middle, low, high = paired(found)
+    return f"{labels:>3} a digit  {left} - {right} {middle:+.3f} [{low:+.3f}, {high:+.3f}] ({len(found)} draws)"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "fsdd", help="fsdd's folder")
@@ -127,6 +144,9 @@ def main(words: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(words)
     if asked.show:
         told(asked.out)
+        for labels in LABELS:
+            for other in ("full", "frozen"):
+                print(gap(asked.out, labels, "two-stage", other))
         return 0
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch and numpy are imported
         os.environ[name] = "1"
