@@ -39,10 +39,13 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of affinage itself where it runs from a checkout, with '+' for local changes."""
+    """The commit of affinage itself where it runs from a checkout, with '+' for local changes.
+
+    AFFINAGE_COMMIT says it where the files were copied without their history, as into a container.
+    """
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
-        return None
+        return os.environ.get("AFFINAGE_COMMIT")
     try:
         head = subprocess.run(
             ["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
@@ -51,7 +54,7 @@ def commit() -> str | None:
             ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("AFFINAGE_COMMIT")
     return head + ("+" if dirty else "")
 
 

@@ -20,6 +20,7 @@ from affinage.types import Aims, Answers, Rows, Task
 
 TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
 PICTURES = 64  # pictures a batch
+GPU_TOKENS, GPU_PICTURES = 32_768, 256  # a GPU waits for the next kernel where a batch is small; what does not fit is halved
 
 
 @lru_cache
@@ -58,6 +59,14 @@ def out_of_memory(error: BaseException) -> bool:
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def batched(lengths: np.ndarray) -> list[np.ndarray]:
+    """Every row once, longest first, in batches for a pass without learning that suit the device."""
+    gpu = device().type == "cuda"
+    if lengths.max(initial=1) <= 1:
+        return by_tokens(lengths, GPU_PICTURES if gpu else PICTURES)
+    return by_tokens(lengths, GPU_TOKENS, most=GPU_TOKENS // 8) if gpu else by_tokens(lengths, TOKENS)
 
 
 def autocast(precision: str) -> AbstractContextManager[None]:
@@ -196,10 +205,9 @@ def _each(
     """`look(rows)` at one batch after the other, halved where memory does not suffice; the numbers of this rank's rows."""
     keep_freed_memory()
     model.eval()
-    lengths = rows.lengths
-    if not len(lengths):
+    if not len(rows):
         raise ValueError("no rows to pass through the network")
-    batches = by_tokens(lengths, TOKENS if lengths.max(initial=1) > 1 else PICTURES)
+    batches = batched(rows.lengths)
     batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
     mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     batches = batches or spare  # a rank with nothing to do looks at one for its shapes

@@ -17,10 +17,9 @@ from torch import nn
 
 from affinage import __version__, ranks, rates, store
 from affinage import cut as cuts
-from affinage.batches import by_tokens
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
-from affinage.features import PICTURES, TOKENS, autocast
+from affinage.features import autocast, batched, out_of_memory
 from affinage.net import Net
 from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Batch, Rows, Stage
@@ -220,12 +219,18 @@ def _filled(
 
     Of several ranks each runs every n-th batch and hands what it made to rank 0, which alone writes and alone gets the entry.
     """
-    batches = by_tokens(rows.lengths, TOKENS if rows.lengths.max(initial=1) > 1 else PICTURES)
+    batches = batched(rows.lengths)
 
     def made(batch: np.ndarray) -> list[np.ndarray]:
-        with autocast(precision):
-            units = cut.packed(cut.placed(rows.batch(batch)))
-        return [_plain(u, column) for u, column in zip(units, columns, strict=True)]
+        try:
+            with autocast(precision):
+                units = cut.packed(cut.placed(rows.batch(batch)))
+            return [_plain(u, column) for u, column in zip(units, columns, strict=True)]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(batch) == 1:
+                raise
+        halves = made(batch[: len(batch) // 2]), made(batch[len(batch) // 2 :])
+        return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
 
     def fill(writer: Writer) -> Entry:
         with writer:

@@ -158,7 +158,7 @@ def joined(folder: Path) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     # words always travel by gloo, so that a dead rank is noticed at once and not by a kernel that waits for it
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() and _own_gpu() else "gloo"
     with _stoppable(team):
         try:
             dist.init_process_group(
@@ -181,6 +181,13 @@ def joined(folder: Path) -> Iterator[None]:
         finally:
             _here = None
         team.over.set()  # not after an error: this process is not the one that died
+
+
+def _own_gpu() -> bool:
+    """Whether every rank on this machine has a GPU to itself: NCCL refuses two on one."""
+    import torch
+
+    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py [--rows 1000] [--seeds 1] [--threads 1] [--arms frozen,top-1,top-2,top-3,full]
     python benchmarks/engine.py --images cifar10
+    python benchmarks/engine.py --arms frozen,top-2,full     # on a GPU, where there is one: both sides, seconds by the clock
 
 Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last
 1, 2 or 3 of 6 blocks 10, full 3. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache;
@@ -34,7 +35,7 @@ ARMS: dict[str, tuple[int | str, int]] = {
     "full": ("all", 3),
 }
 SIDES = ("affinage", "trainer")
-KEY = ("data", "rows", "arm", "seed", "threads", "side")
+KEY = ("data", "rows", "device", "arm", "seed", "threads", "side")
 
 
 def chosen(data: Path, name: str, count: int, seed: int) -> dict[str, list[dict[str, Any]]]:
@@ -102,6 +103,8 @@ def floor(told: argparse.Namespace) -> dict[str, Any]:
     import torch
     import transformers
 
+    if torch.cuda.is_available():
+        return {}  # a GPU mostly waits at these sizes: its products set no floor
     rates = {"bf16": peak(torch.bfloat16), "fp32": peak(torch.float32)}
     told_rates = {"matmul_gflops": {kind: rate / 1e9 for kind, rate in rates.items()}}
     if told.images:
@@ -148,7 +151,7 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             seed=told.seed,
         )
         loop = transformers.Trainer(model=model, args=args, train_dataset=train, data_collator=collator)
@@ -174,24 +177,30 @@ def taken(told: argparse.Namespace, arm: str, seed: int, side: str) -> dict[str,
     return apart(__file__, words, told.threads)
 
 
+def measured(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of results; the first ones said nothing of the device, which was the CPU."""
+    return [{"device": "cpu", **line} for line in lines(path)]
+
+
 def table(path: Path) -> str:
-    """Median ratios and mean accuracies of the finished pairs, as Markdown."""
+    """Median ratios and mean accuracies of the finished pairs, as Markdown: CPU seconds on a CPU, on a GPU those of the clock."""
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for line in lines(path):
+    for line in measured(path):
         found.setdefault(tuple(line[k] for k in KEY[:-1]), {})[line["side"]] = line
     arms: dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]] = {}
-    for (data, rows, arm, _, threads), pair in found.items():
+    for (data, rows, device, arm, _, threads), pair in found.items():
         if len(pair) == len(SIDES):
-            arms.setdefault((data, rows, threads, arm), []).append(pair)
+            arms.setdefault((data, rows, f"{threads} of {device}" if device == "cpu" else device, arm), []).append(pair)
     out = [
-        "| data, rows | threads | arm | epochs | affinage, CPU s | Trainer, CPU s | times less "
+        "| data, rows | threads | arm | epochs | affinage, s | Trainer, s | times less "
         "| accuracy | Trainer's | pairs | over the floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (data, rows, threads, arm), pairs in sorted(arms.items(), key=lambda item: (item[0][:3], list(ARMS).index(item[0][3]))):
         mine, theirs = [p["affinage"] for p in pairs], [p["trainer"] for p in pairs]
-        ratio = statistics.median(b["cpu_seconds"] / a["cpu_seconds"] for a, b in zip(mine, theirs, strict=True))
-        costs = [statistics.median(one["cpu_seconds"] for one in side) for side in (mine, theirs)]
+        counted = "cpu_seconds" if threads.endswith("cpu") else "seconds"
+        ratio = statistics.median(b[counted] / a[counted] for a, b in zip(mine, theirs, strict=True))
+        costs = [statistics.median(one[counted] for one in side) for side in (mine, theirs)]
         accuracy = [statistics.mean(one["accuracy"] for one in side) for side in (mine, theirs)]
         floors = [one["cpu_seconds"] / one["floor_seconds"] for one in mine if "floor_seconds" in one]
         over = f"{statistics.median(floors):.2f}" if floors else ""
@@ -233,12 +242,13 @@ def main(words: Sequence[str] | None = None) -> int:
     from affinage import facts
 
     told.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {tuple(line[k] for k in KEY) for line in lines(told.out)}
+    done = {tuple(line[k] for k in KEY) for line in measured(told.out)}
+    where = facts.hardware("fp32")
     model = {"model": digest(told.base if told.images else text_model())}
     for seed in range(told.seeds):
         for arm in told.arms.split(","):
             for side in SIDES:
-                key = (told.images or "sst2", told.rows, arm, seed, told.threads, side)
+                key = (told.images or "sst2", told.rows, where.get("gpu", "cpu"), arm, seed, told.threads, side)
                 if key in done:
                     continue
                 commit = facts.commit()  # each process imports the checkout as it then is
@@ -246,7 +256,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 head = dict(zip(KEY, key, strict=True)) | model | {"epochs": ARMS[arm][1], "commit": commit}
                 more = {
                     "versions": {**facts.versions(), "accelerate": version("accelerate")},
-                    "cpu": facts.hardware("fp32")["cpu"],
+                    "cpu": where["cpu"],
                 }
                 append(told.out, {**head, **found, **more, "load_average": os.getloadavg()[0]})
                 print(

@@ -129,6 +129,31 @@ def test_bf16_halves_what_would_not_fit(cache: Path) -> None:
     assert (logits(found) - logits(plain)).abs().max() < 0.02 * logits(plain).abs().max()
 
 
+def test_a_batch_that_did_not_fit_is_halved(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than two rows at once are refused below the cut: what is stored is the same but for rounding."""
+    rows: dict[str, Rows] = {"train": sentences()}
+    plain, small = once(bert(), rows=rows), bert()
+    refused: list[int] = []
+
+    def refuse(_: torch.nn.Module, args: Any) -> None:
+        if len(args[0]) > 2:
+            refused.append(len(args[0]))
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setenv("AFFINAGE_CACHE", str(cache / "other"))
+    looked = frozen._columns  # what a look at two batches says of the shapes is not what is tested
+    monkeypatch.setattr(frozen, "_columns", lambda *args: (looked(*args), _hooked())[0])
+
+    def _hooked() -> None:
+        small.model.get_submodule(small.blocks[1]).register_forward_pre_hook(refuse)
+
+    halved = once(small, rows=rows)
+    assert refused[0] == 12 and not halved.facts["why"] and not halved.facts["reused"]
+    whole, parts = (found.rows["train"].batch(np.arange(12)) for found in (plain, halved))
+    assert whole.keys() == parts.keys()
+    assert all(torch.allclose(whole[name].float(), parts[name].float(), atol=1e-5) for name in whole)
+
+
 # ------------------------------------------------------------------------------------------------------------- when it is not
 @pytest.mark.parametrize(
     ("stage", "options", "why", "address"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,35 @@ import pytest
 import torch
 
 import affinage
-from affinage.features import passed
+from affinage import record
+from affinage.features import batched, passed
+from affinage.fit import Fitting
 from affinage.tasks.text_classification import task
 
-from . import tiny
+from . import detectors, tiny
+from .test_ranks import Ranks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "quiet": True}
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # dropout is drawn by shape: pieces would differ
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache of the test's own."""
+    monkeypatch.setenv("AFFINAGE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Ranks]:
+    made = Ranks(tmp_path)
+    yield made
+    for starter in made.starters:
+        starter.process.communicate(timeout=60)
+
+
+def losses(run: affinage.Run) -> list[float]:
+    return [fact.value for fact in record.read(run.path / "records.jsonl") if fact.name == "loss"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -49,3 +73,115 @@ def test_features_are_those_of_the_cpu(minilm: Path) -> None:
     with torch.inference_mode():
         here = model(**batch).logits.numpy()
     assert np.abs(there - here).max() < 1e-3 * np.abs(here).max()
+
+
+def test_batches_suit_the_device() -> None:
+    """Each row once, and many more at once than a core's cache has room for."""
+    found = batched(np.full(10_000, 20))
+    assert sorted(np.concatenate(found).tolist()) == list(range(10_000)) and len(found) < 20
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_what_is_frozen_runs_once_to_the_same_losses(kind: str, tmp_path: Path) -> None:
+    if kind == "text":
+        model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    else:
+        model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data")
+    options: dict[str, Any] = dict(QUICK, plan="full", unfreeze=1, epochs=4, precision="fp32", augment="none")
+    plain, cached, again = (
+        affinage.fit(model, data, out=tmp_path / str(i), cache=how, learning_rate=3e-3, **options)
+        for i, how in enumerate(("off", "auto", "auto"))
+    )
+    assert cached.record["cuts"]["body"]["address"] and not cached.record["cuts"]["body"]["reused"]
+    assert again.record["cuts"]["body"]["reused"]
+    assert losses(cached) == pytest.approx(losses(plain), rel=1e-3) and losses(again) == pytest.approx(losses(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"plan": "lora"}, {"gradient_checkpointing": True}], ids=["two-stage", "lora", "recomputed"]
+)
+def test_stopped_and_gone_on_with(more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout and all: the generator of the GPU is in the checkpoint too. Kernels that add in any order leave a rounding."""
+    model, data = tiny.bert(tmp_path / "model"), tiny.csvs(tmp_path / "data")
+    options: dict[str, Any] = QUICK | {"precision": "fp32", **more}
+    whole = affinage.fit(model, data, out=tmp_path / "whole", **options)
+    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "0")
+    step = Fitting.step
+
+    def broken(self: Fitting, batch: np.ndarray) -> float:
+        if self.stage.name == "body" and self.progress.step == 7:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Fitting, "step", broken)
+    with pytest.raises(KeyboardInterrupt):
+        affinage.fit(model, data, out=tmp_path / "parted", **options)
+    monkeypatch.setattr(Fitting, "step", step)
+    parted = affinage.fit(resume=True, out=tmp_path / "parted", quiet=True)
+    assert losses(parted) == pytest.approx(losses(whole), rel=1e-3) and len(losses(whole)) >= 2
+
+
+def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real limit of the card's memory: passes are halved, updates made in pieces, and the losses are those without it."""
+    sizes = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
+    model, data = tiny.bert(tmp_path / "model", **STILL, **sizes), tiny.csvs(tmp_path / "data", train=900)
+    options: dict[str, Any] = dict(QUICK, plan="full", batch_size=400, precision="fp32", learning_rate=1e-4)
+    seen: list[Fitting] = []
+    run = Fitting.run
+    monkeypatch.setattr(Fitting, "run", lambda self, *args: (seen.append(self), run(self, *args))[1])
+    whole = affinage.fit(model, data, out=tmp_path / "whole", **options)
+    room, total = 250 * 2**20, torch.cuda.get_device_properties(0).total_memory
+    assert torch.cuda.max_memory_allocated() > room, "the limit would not be felt"
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / total)
+    try:
+        small = affinage.fit(model, data, out=tmp_path / "small", **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [one.progress.least_pieces > 1 for one in seen] == [False, True]
+    assert losses(small) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_pictures_mixed_and_changed_on_the_card(tmp_path: Path) -> None:
+    """A starter, with all that can be done to a picture, to the end."""
+    more: dict[str, Any] = {"augment": "strong", "mix": 0.5, "average": 0.2, "label_smoothing": 0.1}
+    run = affinage.fit("starter", tiny.pictures(tmp_path / "pictures"), out=tmp_path / "run", **QUICK, **more)
+    assert np.isfinite(losses(run)).all() and run.metrics["accuracy"] > 1 / 3
+
+
+@pytest.mark.parametrize("family", ["rt_detr", "d_fine", "detr"])
+def test_detectors(family: str, tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval")
+    data = detectors.pictures(tmp_path / "data")
+    run = affinage.fit(detectors.saved(tmp_path / "model", family), data, out=tmp_path / "run", augment="light", **QUICK)
+    assert np.isfinite(losses(run)).all()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["test"]
+
+
+def test_speech(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    data = tiny.melodies(tmp_path / "data")
+    run = affinage.fit(
+        tiny.wav2vec2(tmp_path / "model"), data, task="automatic-speech-recognition", out=tmp_path / "run", **QUICK
+    )
+    assert np.isfinite(losses(run)).all() and run.metrics["wer"] <= 1.5
+
+
+def test_compiled(tmp_path: Path) -> None:
+    model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    plain, fast = (
+        affinage.fit(model, data, out=tmp_path / str(one), compile=one, plan="full", precision="fp32", **QUICK)
+        for one in (False, True)
+    )
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-3)
+
+
+def test_two_processes_share_the_card(launch: Ranks, tmp_path: Path) -> None:
+    """NCCL refuses two ranks on one GPU: their words travel by gloo, and they are one run."""
+    model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    words = ["fit", "--model", str(model), "--data", str(data), "--batch-size", "10", "--epochs", "2", "--precision", "fp32"]
+    for count in (1, 2):
+        launch.run(count, *words, "--out", str(tmp_path / str(count)), LOCAL_RANK="0", LOCAL_WORLD_SIZE=str(count))
+    one, two = (affinage.load(tmp_path / str(count)) for count in (1, 2))
+    assert two.record["hardware"]["ranks"] == 2 and "gpu" in two.record["hardware"]
+    assert losses(two) == pytest.approx(losses(one), rel=1e-3)
