@@ -432,7 +432,8 @@ def _anatomy(model: str, revision: str | None) -> None:
         raise AffinageError("--model starter picks by the task: name the one to show, `affinage models` lists them")
     source = starters.place(model)
     errors: list[AffinageError] = []
-    for task in sorted(tasks.every(), key=lambda task: not _made_for(task.name, model, revision)):
+    said = _architectures(source, revision)
+    for task in sorted(tasks.every(), key=lambda task: not _made_for(task.name, said)):
         try:
             network, processor = task.load(source, ("a", "b"), fresh=True, revision=revision)
         except AffinageError as error:
@@ -447,15 +448,20 @@ def _anatomy(model: str, revision: str | None) -> None:
     raise errors[0]
 
 
-def _made_for(task: str, model: str, revision: str | None) -> bool:
+def _made_for(task: str, architectures: Sequence[str]) -> bool:
     """Whether the checkpoint says that it is for this very task ("RTDetrForObjectDetection"): others may load it as well."""
+    return any(name.endswith("For" + task.title().replace("-", "")) for name in architectures)
+
+
+def _architectures(source: Any, revision: str | None) -> list[str]:
+    """The classes that the checkpoint names in its configuration."""
     import transformers
 
     try:
-        known = transformers.PreTrainedConfig.get_config_dict(model, revision=revision)[0].get("architectures") or []
+        known = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("architectures") or []
     except (OSError, ValueError):  # told when it is loaded
-        return False
-    return any(str(name).endswith("For" + task.title().replace("-", "")) for name in known)
+        return []
+    return [str(name) for name in known]
 
 
 def _show(folder: Path) -> None:

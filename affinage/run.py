@@ -79,6 +79,8 @@ def _begun(wishes: config.Settings, out: Path) -> Run:
         raise AffinageError(
             "the data is not what this run began with (its fingerprint differs): restore it, or start again with --overwrite"
         )
+    if wishes.resume and state:  # what "auto" was there may be another thing here
+        inputs.precision = state["hardware"]["precision"]
     try:
         return _execute(inputs, out, state if wishes.resume else None)
     except Diverged as error:

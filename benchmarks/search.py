@@ -2,12 +2,14 @@
 
     python benchmarks/search.py --only sst2,trec6 --labels 64 --try "full learning_rate=1e-4" --try "two-stage hand_over=0.3"
     python benchmarks/search.py --only cifar10 --labels 10,100 --try full --try two-stage
+    python benchmarks/search.py --only hymenoptera --labels 0 --folds 4 --seeds 12 --try full --try two-stage
     python benchmarks/search.py --table
 
 A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, and `steps`,
 the least number of updates, for few rows.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
-is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most 500 held-out rows.
+is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most 500 held-out rows. With
+`--folds K` each seed holds out another K-th of the rows, for sets of which 500 would be too many: K seeds score every row once.
 """
 
 from __future__ import annotations
@@ -119,6 +121,16 @@ class _Nowhere:
     def flush(self) -> None: ...
 
 
+def folded(rows: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
+    """Train and test of fold `seed` mod `count`; all folds are drawn anew after each `count` seeds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    every = [*rows["train"], *rows["test"]]
+    folds = StratifiedKFold(count, shuffle=True, random_state=seed // count)
+    train, test = list(folds.split(every, [row["label"] for row in every]))[seed % count]
+    return {"train": [every[i] for i in train], "test": [every[i] for i in test]}
+
+
 def _put(linear: Any, head: Any, scale: float) -> None:
     import torch
 
@@ -172,6 +184,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=names, default=list(TEXT), help="data sets, with commas between them")
     parser.add_argument("--labels", type=names, default=["64"], help="labels a class, with commas between them")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--folds", type=int, default=0, help="hold out another so many-th of the rows with each seed")
     parser.add_argument("--try", dest="candidates", action="append", default=[], metavar="ARM [KEY=VALUE ...]")
     parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the sets")
@@ -205,14 +218,16 @@ def main(words: Sequence[str] | None = None) -> int:
                 if name not in sets:
                     sets[name] = splits(name, told.data, search=True)
                     test = sets[name]["test"]
-                    if len(test) > HELD:
+                    if len(test) > HELD and not told.folds:
                         inputs = Split(test, [row["label"] for row in test], [str(i) for i in range(len(test))])
                         sets[name]["test"] = list(labels.holdout(inputs, HELD / len(test), 1)[1].inputs)
                 source = told.base if name in PICTURES else text_model()
-                bench = Bench(name, sets[name], size, seed, source)
+                rows = folded(sets[name], told.folds, seed) if told.folds else sets[name]
+                bench = Bench(name, rows, size, seed, source)
                 for words in left:
                     found = bench.tried(*wanted[words])
                     cell = {"data": name, "labels": size, "candidate": words, "seed": seed}
+                    cell |= {"folds": told.folds} if told.folds else {}
                     facts_of = {"weights": digest(source), "commit": commit, "torch": torch.__version__}
                     append(told.out, {**cell, **found, "precision": bench.inputs.precision, **facts_of})
                     print(

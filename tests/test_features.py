@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from affinage import features, pooling
-from affinage.features import bf16_pays
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.tasks.text_classification import TokenRows
@@ -106,7 +105,9 @@ def test_no_rows_are_refused() -> None:
         features.passed(model, texts(0), "fp32")
 
 
-@pytest.mark.skipif(not bf16_pays() or torch.cuda.is_available(), reason="no bf16 products in this processor")
+@pytest.mark.skipif(
+    torch.cuda.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no bf16 products in this processor"
+)
 def test_packed_weights_give_the_numbers_of_autocast(minilm: Path) -> None:
     """Bit by bit, and the layers are their own again afterwards."""
     from affinage.features import autocast, packed
@@ -136,3 +137,23 @@ def test_a_batch_that_did_not_fit_is_halved() -> None:
     model.get_submodule(Net.of(model, rows.batch(np.arange(1))).blocks[1]).register_forward_pre_hook(refuse)
     _, halved = features.passed(model, rows, "fp32")
     assert np.allclose(halved, whole, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU says it itself")
+@pytest.mark.parametrize(("flags", "half", "single", "pays"), [
+    ("avx2", 1.0, 9.0, False),  # never measured: emulated
+    ("avx512_bf16", 1.0, 2.5, True),
+    ("avx512_bf16", 1.0, 1.1, False),
+    ("avx512_bf16", 2.0, 1.0, False),  # there is such a processor
+])  # fmt: skip
+def test_bf16_is_taken_where_it_was_measured_to_pay(
+    flags: str, half: float, single: float, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features.Path, "read_text", lambda *_, **__: f"flags : fpu {flags} sse")
+    seconds = {torch.bfloat16: half, torch.float32: single}
+    monkeypatch.setattr(features, "_product_seconds", seconds.__getitem__)
+    assert features.bf16_pays.__wrapped__() is pays
+
+
+def test_a_product_is_timed() -> None:
+    assert 0 < features._product_seconds(torch.float32, repeats=1) < 10

@@ -539,6 +539,24 @@ def test_no_copy_of_a_training_row_is_held_out(bert: Path, tmp_path: Path) -> No
     assert sum(counts[text] for text in held) == made.record["data"]["rows"]["validation"]  # all copies of what is held are held
 
 
+def test_a_run_goes_on_in_the_numbers_that_it_began_with(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine where the other precision is faster, too."""
+    from affinage import inputs
+    from affinage.fit import Fitting
+
+    monkeypatch.setattr(inputs, "auto_precision", lambda: "bf16")
+    step = Fitting.step
+    monkeypatch.setattr(Fitting, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        affinage.fit(bert, texts, out=tmp_path / "run", **QUICK)
+    monkeypatch.setattr(Fitting, "step", step)
+    monkeypatch.setattr(inputs, "auto_precision", lambda: "fp32")
+    made = affinage.fit(out=tmp_path / "run", resume=True, quiet=True)
+    assert made.record["hardware"]["precision"] == "bf16" and made.record["settings"]["precision"] == "auto"
+
+
 def test_what_is_not_the_runs_own_outlives_it(text_run: affinage.Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(text_run.path, out)

@@ -106,7 +106,9 @@ def test_no_id_of_the_hub() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- from run to run
-def test_from_a_run_to_a_starter_to_a_run(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_run_to_a_starter_to_a_run(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--model starter` begins from the packed weights, says so by name, and predicts as the run did but for fp16's rounding."""
     held = load_file(shelf / "starter-tiny" / "model.safetensors")
     assert {t.dtype for t in held.values() if t.is_floating_point() and t.dim() > 1} == {torch.float16}
@@ -126,7 +128,13 @@ def test_from_a_run_to_a_starter_to_a_run(shelf: Path, tmp_path: Path, capsys: p
     assert {t.dtype for t in load_file(out / "model.safetensors").values() if t.dim() > 1} == {torch.float32}
     assert "base_model" not in (out / "README.md").read_text(encoding="utf8")
     capsys.readouterr()
+    sought: list[Any] = []
+    look = T.PreTrainedConfig.get_config_dict
+    monkeypatch.setattr(T.PreTrainedConfig, "get_config_dict", lambda name, **more: (sought.append(name), look(name, **more))[1])
     assert main(["show", "--model", "starter-tiny"]) == 0 and "blocks.0" in capsys.readouterr().out
+    assert sought and set(sought) == {
+        shelf / "starter-tiny"
+    }  # a name would be sought on the Hub, for a minute where there is no network
     assert main(["show", "--model", "starter"]) == 2 and "`affinage models` lists them" in capsys.readouterr().err
 
 
