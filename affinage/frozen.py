@@ -370,5 +370,5 @@ def _content(rows: Rows) -> str:
     for start in range(0, len(rows), 64):
         for name, tensor in rows.batch(np.arange(start, min(start + 64, len(rows)))).items():
             total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

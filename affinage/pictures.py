@@ -42,11 +42,15 @@ class ImageRows:
         return len(self.pixels)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """`pixel_values`, (B, 3, H, W) float32."""
+        """`pixel_values`, (B, 3, H, W) float32, on the network's device: bytes travel to a GPU, and become numbers there."""
         import torch
 
-        raw = torch.from_numpy(self.pixels[np.asarray(rows)]).float()
-        return {"pixel_values": raw * torch.from_numpy(self.scale)[:, None, None] + torch.from_numpy(self.shift)[:, None, None]}
+        from affinage.features import device
+
+        where = device()
+        raw = torch.from_numpy(self.pixels[np.asarray(rows)]).to(where).float()  # a copy: rows are picked by number
+        scale, shift = (torch.from_numpy(each)[:, None, None].to(where) for each in (self.scale, self.shift))
+        return {"pixel_values": raw.mul_(scale).add_(shift)}
 
 
 def opened(picture: Any) -> Image:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,16 +14,15 @@ from PIL import Image
 
 from affinage.data import read
 
-FILE = Path(__file__).resolve().parents[1] / "examples" / "pretrain" / "scenes.py"
+FOLDER = Path(__file__).resolve().parents[1] / "examples" / "pretrain"
 
 
 @pytest.fixture(scope="module")
-def scenes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scenes", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scenes() -> Iterator[ModuleType]:
+    """Found by name, as the processes that draw find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("scenes")
 
 
 def test_the_same_command_gives_the_same_bytes(scenes: ModuleType, tmp_path: Path) -> None:

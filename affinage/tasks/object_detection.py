@@ -63,6 +63,7 @@ class DetectionRows:
         height, width = found["pixel_values"].shape[-2:]
         tall, wide = torch.from_numpy(self.filled[np.asarray(rows)]).unbind(1)
         mask = (torch.arange(height)[None, :, None] < tall[:, None, None]) & (torch.arange(width) < wide[:, None, None])
+        mask = mask.to(found["pixel_values"].device)
         return {"pixel_values": found["pixel_values"] * mask[:, None], "pixel_mask": mask.long()}
 
 

@@ -83,7 +83,10 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--untaught", type=Path, help="save the untaught detector there, and stop")
     parser.add_argument("--scenes", type=Path, help="scenes that were made before")
     parser.add_argument("--count", type=int, default=4000, help="training scenes")
+    parser.add_argument("--start", help="a detector to go on from, such as starter-detector; an untaught one if not given")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
     told = parser.parse_args(words)
     sys.path.insert(0, str(Path(__file__).parent))
@@ -95,13 +98,13 @@ def main(words: Sequence[str] | None = None) -> None:
     import affinage
 
     with tempfile.TemporaryDirectory() as folder:
-        base = untaught(told.backbone, Path(folder) / "untaught", scenes.CLASSES, told.seed)
+        base = told.start or untaught(told.backbone, Path(folder) / "untaught", scenes.CLASSES, told.seed)
         made = told.scenes or Path(folder) / "scenes"
         if not told.scenes:
             scenes.write(made, told.count, SIDE, told.seed, told.photos, told.raccoon)
         done = affinage.fit(
-            model=base, data=made, plan="full", epochs=told.epochs, learning_rate=5e-4, head_learning_rate=5e-4, layer_decay=1.0,
-            batch_size=16, augment="light", average=0.05, leaks="drop", seed=told.seed, out=told.out,
+            model=base, data=made, plan="full", epochs=told.epochs, learning_rate=told.learning_rate,
+            head_learning_rate=told.learning_rate, layer_decay=1.0, batch_size=told.batch_size, augment="light", average=0.05, leaks="drop", seed=told.seed, out=told.out,
         )  # fmt: skip
     print(done.path, done.metrics)
 

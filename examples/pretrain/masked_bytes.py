@@ -164,6 +164,8 @@ def main(words: Sequence[str] | None = None) -> Path:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds the data sets")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--rows", type=int, help="learn from so many rows only")
     parser.add_argument("--config", type=Path, default=HERE / "starter-bytes" / "config.json")
     parser.add_argument("--seed", type=int, default=0)
@@ -185,10 +187,10 @@ def main(words: Sequence[str] | None = None) -> Path:
     stage = Stage(
         "bytes",
         "fit",
-        (("*", 1e-3),),
+        (("*", told.learning_rate),),
         epochs=told.epochs,
-        batch=64,
-        tokens=8192,
+        batch=told.batch_size,
+        tokens=8192 if device().type == "cpu" else 2**17,
         warmup=0.05,
         weight_decay=0.01,
         average=0.05,

@@ -14,6 +14,8 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +193,32 @@ def raccoons(folder: Path, source: str, out: Path, into: Coco, prefix: str) -> N
 def write(out: Path, count: int, side: int, seed: int, photos: Path | None = None, raccoon: Path | None = None) -> None:
     """`count` training scenes of `side` x `side` pixels, a twentieth as many for validation, and the raccoons."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    seen = photographs(photos)
-    for split, number, many in (("train", 0, count), ("validation", 1, max(1, count // 20))):
-        coco = Coco()
-        for i in range(many):
-            image, things = scene(side, np.random.default_rng([seed, number, i]), seen)
-            name = f"images/{split}-{i:06d}.jpg"
-            image.save(out / name, quality=90)
-            coco.add(name, image.size, things)
-        if raccoon is not None:
-            raccoons(raccoon, "coco_train.json" if split == "train" else "coco_val.json", out, coco, split)
-        coco.write(out / f"{split}.json")
+    # each from its own number, so that it is the same in whatever process
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_look, initargs=(photos,)) as processes:
+        for split, number, many in (("train", 0, count), ("validation", 1, max(1, count // 20))):
+            coco = Coco()
+            names = [f"images/{split}-{i:06d}.jpg" for i in range(many)]
+            jobs = [(out / name, side, (seed, number, i)) for i, name in enumerate(names)]
+            for name, things in zip(names, processes.map(_drawn, jobs, chunksize=16), strict=True):
+                coco.add(name, (side, side), things)
+            if raccoon is not None:
+                raccoons(raccoon, "coco_train.json" if split == "train" else "coco_val.json", out, coco, split)
+            coco.write(out / f"{split}.json")
+
+
+_photographs: list[bytes] = []  # of a process that draws
+
+
+def _look(photos: Path | None) -> None:
+    _photographs[:] = photographs(photos)
+
+
+def _drawn(job: tuple[Path, int, tuple[int, int, int]]) -> list[tuple[str, list[float]]]:
+    """The scene of these numbers, saved at that path; the things in it."""
+    path, side, numbers = job
+    image, things = scene(side, np.random.default_rng(numbers), _photographs)
+    image.save(path, quality=90)
+    return things
 
 
 def main(words: Sequence[str] | None = None) -> None:
