@@ -104,7 +104,8 @@ def main(words: Sequence[str] | None = None) -> None:
             scenes.write(made, told.count, SIDE, told.seed, told.photos, told.raccoon)
         done = affinage.fit(
             model=base, data=made, plan="full", epochs=told.epochs, learning_rate=told.learning_rate,
-            head_learning_rate=told.learning_rate, layer_decay=1.0, batch_size=told.batch_size, augment="light", average=0.05, leaks="drop", seed=told.seed, out=told.out,
+            head_learning_rate=told.learning_rate, layer_decay=1.0, batch_size=told.batch_size,
+            augment="light", average=0.05, leaks="drop", seed=told.seed, out=told.out,
         )  # fmt: skip
     print(done.path, done.metrics)
 
