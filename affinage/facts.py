@@ -41,11 +41,13 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of affinage itself where it runs from a checkout, with '+' for local changes.
 
-    AFFINAGE_COMMIT says it where the files were copied without their history, as into a container.
+    AFFINAGE_COMMIT says it where the files were copied without their history, or with an older one, as into a container.
     """
+    if told := os.environ.get("AFFINAGE_COMMIT"):
+        return told
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
-        return os.environ.get("AFFINAGE_COMMIT")
+        return None
     try:
         head = subprocess.run(
             ["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
@@ -54,7 +56,7 @@ def commit() -> str | None:
             ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("AFFINAGE_COMMIT")
+        return None
     return head + ("+" if dirty else "")
 
 

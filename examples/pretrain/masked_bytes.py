@@ -197,7 +197,7 @@ def main(words: Sequence[str] | None = None) -> Path:
         dropout=False,  # a pass or two over each text: there is nothing yet to learn by heart
     )
     precision = auto_precision()
-    net = Net.of(model, learnt.batch(np.arange(1)))
+    net = Net.of(model, {name: value.to(device()) for name, value in learnt.batch(np.arange(1)).items()})
     options: dict[str, Any] = {"seed": told.seed, "precision": precision, "weights": None}
     fitting = Fitting(net, stage, Masked(), learnt, Bytes(learnt), **options)  # type: ignore[arg-type]
     told.out.mkdir(parents=True, exist_ok=True)

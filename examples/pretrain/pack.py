@@ -119,6 +119,8 @@ def card(name: str, told: dict[str, Any], record: dict[str, Any], parameters: in
     ]
     versions = ", ".join(f"{package} {version}" for package, version in (record.get("versions") or {}).items())
     seconds = (record.get("cost") or {}).get("cpu_seconds", 0)
+    hardware = record.get("hardware") or {}
+    where = " and a ".join(hardware[part] for part in ("cpu", "gpu") if part in hardware) or "a machine that is not known"
     fingerprint = record.get("data", {}).get("fingerprint", "")
     lines = [
         "---",
@@ -157,7 +159,7 @@ def card(name: str, told: dict[str, Any], record: dict[str, Any], parameters: in
         *told["recipe"],
         "```",
         "",
-        f"Seed {record.get('seed')}; kept: {record.get('kept')}; {seconds:,.0f} CPU seconds; "
+        f"Seed {record.get('seed')}; kept: {record.get('kept')}; {seconds:,.0f} CPU seconds of this run on {where}; "
         f"commit `{record.get('commit') or 'not known'}`; data fingerprint `{fingerprint}`; {versions}.",
         "",
         "## What it is not good for",
