@@ -18,6 +18,7 @@ from affinage.augment import mixed
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, out_of_memory, placed
+from affinage.joint import joint, layers, unseen
 from affinage.net import Net
 from affinage.product import laid_out
 from affinage.record import Record, Records
@@ -229,13 +230,14 @@ class Fitting:
         An update that failed begins anew with the random numbers that it began with; pieces draw dropout and augmentation in
         another order, the same in law.
         """
+        even = self.shards is not None or (ranks.count() > 1 and bool(layers(self.net.model)))
         while True:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
-                with laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where):
-                    return self._in_pieces(batch)
+                with laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where), joint(self.net.model):
+                    return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
-                if not out_of_memory(error) or self.shards:  # the other ranks wait in the middle of this very pass
+                if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass
                     raise
                 if self.progress.least_pieces >= len(batch):
                     longest = int(self.rows.lengths[batch].max(initial=1))
@@ -250,24 +252,28 @@ class Fitting:
                 torch.cuda.set_rng_state(drawn[1])
                 torch.cuda.empty_cache()
 
-    def _in_pieces(self, batch: np.ndarray) -> float:
-        """The gradients and the loss of one update: each piece's, by its share of the rows; of several ranks, of this one's."""
+    def _in_pieces(self, batch: np.ndarray, even: bool) -> float:
+        """The gradients and the loss of one update: each piece's, by its share of the rows; of several ranks, of this one's.
+
+        `even`: as many pieces on each rank, since parts of a pass are joint: blocks in parts, batch norms.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         mine = ranks.own(batch)
         least = max(self.stage.accumulate, self.progress.least_pieces)
         parts = [mine[part] for part in pieces(self.rows.lengths[mine], self.stage.tokens, least)] if len(mine) else []
-        if self.shards:  # blocks in parts run on all ranks at once, or not at all
+        if even:
             everyone = [self.rows.lengths[batch[r :: ranks.count()]] for r in range(ranks.count())]
             most = max(len(pieces(lengths, self.stage.tokens, least)) for lengths in everyone if len(lengths))
             parts += [np.zeros(0, batch.dtype)] * (most - len(parts))
         total = 0.0
         for part in parts:
-            loss = self.loss(part if len(part) else batch[:1])
+            with nullcontext() if len(part) else unseen():
+                loss = self.loss(part if len(part) else batch[:1])
             if len(part) < len(batch):
                 loss = loss * self.share_of(part, batch)
             value = loss.item()
             total += value
-            if not math.isfinite(value) and not self.shards:
+            if not math.isfinite(value) and not even:
                 break  # the caller says so; no gradient of it is wanted
             loss.backward()
         return total

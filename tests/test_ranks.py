@@ -186,6 +186,21 @@ def test_two_ranks_are_one_run(text: Words, whole: Path, launch: Ranks, tmp_path
     assert json.loads((tmp_path / "run" / "run.json").read_text())["hardware"]["ranks"] == 2
 
 
+def test_batch_norm_sees_the_rows_of_both(launch: Ranks, tmp_path: Path) -> None:
+    """A network of convolutions, trained whole: the losses, statistics and weights of one process; the last batch has one row."""
+    model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data", train=37)
+    words = ["fit", "--model", str(model), "--data", str(data), "--plan", "full", "--batch-size", "9", "--epochs", "3"]
+    words += ["--precision", "fp32", "--augment", "none", "--learning-rate", "1e-3"]
+    for count in (1, 2):
+        launch.run(count, *words, "--out", str(tmp_path / str(count)))
+    close(tmp_path / "1", tmp_path / "2")
+    one, two = (load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2))
+    assert any("running_var" in name for name in one)
+    for name in one:
+        if "running_" in name:
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 VARIANTS = {
     "cut": ["--unfreeze", "1", "--class-weights", "none", "--label-smoothing", "0.1"],
     "average": ["--plan", "full", "--average", "0.3", "--accumulate", "3"],
