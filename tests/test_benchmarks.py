@@ -270,6 +270,40 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
     )
 
 
+def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trainer, path = loaded("trainer", monkeypatch), tmp_path / "t.jsonl"
+    for seed, side, seconds, score in ((0, "affinage", 2.0, 0.2), (0, "trainer", 9.0, 0.3), (1, "affinage", 1.0, 0.9)):
+        found = {"task": "speech", "arm": "head", "seed": seed, "side": side, "cpu_seconds": seconds, "score": score}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    rows = trainer.table(path).splitlines()[2:]
+    assert rows == ["| speech (wer) | head | 10 | 2.0 | 9.0 | 4.5 | 0.200 | 0.300 | 1 |"]
+    with pytest.raises(SystemExit):
+        trainer.main(["--arms", "hed"])
+
+
+def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And lines from before there was a device are the CPU's."""
+    engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
+    for device, side, cpu, clock in (
+        (None, "affinage", 1.0, 9.0), (None, "trainer", 4.0, 9.0), ("H", "affinage", 9.0, 1.0), ("H", "trainer", 9.0, 3.0),
+    ):  # fmt: skip
+        found = {"data": "sst2", "rows": 9, "arm": "full", "seed": 0, "threads": 1, "side": side, "accuracy": 0.5}
+        found |= {"cpu_seconds": cpu, "seconds": clock, **({"device": device} if device else {})}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    assert [row.split(" | ")[1:7:5] for row in engine.table(path).splitlines()[2:]] == [["1 of cpu", "4.0"], ["H", "3.0"]]
+
+
+def test_folds_score_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = loaded("search", monkeypatch)
+    rows = {"train": [{"x": i, "label": i % 2} for i in range(30)], "test": [{"x": i, "label": i % 2} for i in range(30, 40)]}
+    folds = [search.folded(rows, 4, seed) for seed in range(1000, 1004)]
+    assert sorted(row["x"] for fold in folds for row in fold["test"]) == list(range(40))
+    assert all(len(fold["train"]) == 30 and len(fold["test"]) == 10 for fold in folds)
+    assert [row["x"] for row in search.folded(rows, 4, 1004)["test"]] != [row["x"] for row in folds[0]["test"]]
+
+
 def test_speakers_that_the_base_never_heard(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
