@@ -165,7 +165,8 @@ def prepare(settings: config.Settings) -> Inputs:
     if task.kind == "image":
         model.to(memory_format=torch.channels_last)
     first = task.encode([data.train.inputs[0]], processor, model, max_length=settings.max_length)
-    net = net_of(task, model, {k: v.to(device()) for k, v in first.batch(np.arange(1)).items()})
+    row = {k: v.to(device()) for k, v in first.batch(np.arange(1)).items()}
+    net = net_of(task, model, row)
     wishes = plans.Wishes(**{name: getattr(settings, name) for name in plans.Wishes.__dataclass_fields__})
     if wishes.augment == "auto":
         wishes = replace(wishes, augment=task.augments)
@@ -180,7 +181,8 @@ def prepare(settings: config.Settings) -> Inputs:
     )
     if net.head_linear is None and any(stage.how == "solve" for stage in plan.stages):
         raise AffinageError(f"{type(model).__name__} has no linear layer that gives the logits: use --plan full")
-    precision = settings.precision if settings.precision != "auto" else auto_precision()
+    update = max((min(stage.batch, len(data.train)) for stage in plan.stages if stage.how == "fit"), default=0)
+    precision = settings.precision if settings.precision != "auto" else auto_precision(model, row, update)
     return Inputs(settings, task, data, names, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
 
 

@@ -155,5 +155,24 @@ def test_bf16_is_taken_where_it_was_measured_to_pay(
     assert features.bf16_pays.__wrapped__() is pays
 
 
+def test_a_gpu_takes_bf16_where_an_update_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the FLOP of its products, which are those of a closed form."""
+    model, _ = FAMILIES["bert"].make()
+    row = texts(1).batch(np.arange(1))
+    width, inner, layers = model.config.hidden_size, model.config.intermediate_size, model.config.num_hidden_layers
+    tokens = row["input_ids"].shape[1]
+    products = layers * tokens * 2 * (4 * width * width + 2 * width * inner)
+    attention = layers * 4 * tokens * tokens * width  # which the counter does not know of every kernel
+    assert products < features._flop(model, row) <= 1.1 * (products + attention)  # and the head's
+    monkeypatch.setattr(features, "bf16_pays", lambda: True)
+    assert features.auto_precision(model, row, 16) == "bf16"  # no GPU
+    monkeypatch.setattr(features, "device", lambda: torch.device("cuda"))
+    assert features.auto_precision(model, row, 16) == "fp32"
+    assert features.auto_precision(model, row, int(features.SMALL)) == "bf16"
+    assert features.auto_precision(model, row, 0) == "bf16"  # a pass, and no update
+    monkeypatch.setattr(features, "bf16_pays", lambda: False)
+    assert features.auto_precision(model, row, int(features.SMALL)) == "fp32"
+
+
 def test_a_product_is_timed() -> None:
     assert 0 < features._product_seconds(torch.float32, repeats=1) < 10

@@ -546,13 +546,13 @@ def test_a_run_goes_on_in_the_numbers_that_it_began_with(
     from affinage import inputs
     from affinage.fit import Fitting
 
-    monkeypatch.setattr(inputs, "auto_precision", lambda: "bf16")
+    monkeypatch.setattr(inputs, "auto_precision", lambda *_: "bf16")
     step = Fitting.step
     monkeypatch.setattr(Fitting, "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         affinage.fit(bert, texts, out=tmp_path / "run", **QUICK)
     monkeypatch.setattr(Fitting, "step", step)
-    monkeypatch.setattr(inputs, "auto_precision", lambda: "fp32")
+    monkeypatch.setattr(inputs, "auto_precision", lambda *_: "fp32")
     made = affinage.fit(out=tmp_path / "run", resume=True, quiet=True)
     assert made.record["hardware"]["precision"] == "bf16" and made.record["settings"]["precision"] == "auto"
 
