@@ -5,8 +5,8 @@
     python benchmarks/search.py --only hymenoptera --labels 0 --folds 4 --seeds 12 --try full --try two-stage
     python benchmarks/search.py --table
 
-A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, and `steps`,
-the least number of updates, for few rows.
+A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, `steps`,
+the least number of updates, for few rows, and `warmup`, the share of them in which the rate rises.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
 is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most 500 held-out rows. With
 `--folds K` each seed holds out another K-th of the rows, for sets of which 500 would be too many: K seeds score every row once.
@@ -30,7 +30,7 @@ from arms import HERE, PICTURES, SEARCH_SEEDS, STARTER, TEXT, append, digest, li
 from affinage.measure.interval import paired
 
 HELD = 500  # rows that score a candidate
-OURS = {"steps": int}  # what a candidate may change beside the settings of `fit`
+OURS = {"steps": int, "warmup": float}  # what a candidate may change beside the settings of `fit`
 
 
 class Bench:
@@ -79,6 +79,8 @@ class Bench:
         stage = plans.make(arm, inputs.net, inputs.task.kind, len(self.y), wishes, patience=False).stages[-1]
         if "steps" in changes:
             stage = replace(stage, epochs=max(stage.epochs, math.ceil(changes["steps"] / math.ceil(len(self.y) / stage.batch))))
+        if "warmup" in changes:
+            stage = replace(stage, warmup=changes["warmup"])
         if arm == "two-stage":
             _put(linear, self.head, stage.hand_over)
         torch.manual_seed(self.seed + 1000)
