@@ -282,6 +282,19 @@ def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatc
         trainer.main(["--arms", "hed"])
 
 
+def test_read_sentences_are_parted_by_name(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
+    reader, path = loaded("reader", monkeypatch), tmp_path / "r.jsonl"
+    rows = reader.splits(shared_data / "ljtext_reader")
+    assert len(rows["train"]) == 111 and len(rows["test"]) == reader.HELD
+    names = [Path(row["audio"]).name for row in (*rows["train"], *rows["test"])]
+    assert names == sorted(names) and len(set(names)) == 141
+    for seed, cer in enumerate((0.5, 0.7)):
+        found = {"arm": "full", "seed": seed, "epochs": 3, "cer": cer, "wer": 1.0, "cpu_seconds": 10.0 + seed}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    assert reader.table(path).splitlines()[2:] == ["| full | 3 | 60.0 | 100.0 | 10 | 2 |"]
+
+
 def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And lines from before there was a device are the CPU's."""
     engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
