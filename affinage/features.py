@@ -56,8 +56,8 @@ def auto_precision(model: nn.Module | None = None, row: Batch | None = None, row
     """bf16 where it pays, the same for all ranks of a run; else fp32.
 
     `row`: one row on the model's device, `rows`: those of an update, where there are updates. On a GPU a small one waits for the
-    processor that launches its kernels, a third more of them in bf16 (measured on an H200: 22 ms against 15 to 19 ms for 16 short
-    texts and MiniLM, of which the card was busy for 2).
+    processor that launches its kernels, and bf16 adds a cast of every weight and gradient (measured on an H200: 22 ms against 15
+    to 19 ms for 16 short texts and MiniLM, of which the card was busy for 2).
     """
     found = "bf16" if bf16_pays() else "fp32"
     if model is not None and row is not None and rows and found == "bf16" and device().type == "cuda":
@@ -107,24 +107,27 @@ def batched(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 def autocast(precision: str) -> AbstractContextManager[None]:
-    """bf16 where the matrix products are; in fp32 no convolution of a GPU in less than fp32 either, which is cuDNN's default."""
-    gpu = device().type == "cuda"
+    """bf16 where the matrix products are, or nothing for fp32. Of a pass forwards."""
     if precision == "fp32":
-        known = torch.backends.cudnn
-        if not gpu or not known.enabled:
-            return nullcontext()
-        return known.flags(enabled=True, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False)
-    half = torch.autocast(device().type, dtype=torch.bfloat16)
-    return _attention_of_any_length(half) if gpu else half  # type: ignore[return-value]
+        return nullcontext()
+    return torch.autocast(device().type, dtype=torch.bfloat16)  # type: ignore[return-value]
 
 
 @contextmanager
-def _attention_of_any_length(half: AbstractContextManager[Any]) -> Iterator[None]:
-    """Without cuDNN's attention, which plans anew for each shape: 0.1 s for every length of a batch that it has not seen."""
+def kernels(precision: str) -> Iterator[None]:
+    """How a GPU computes, forwards and backwards: convolutions of `fp32` not in TF32, which is cuDNN's default, and attention not
+    by cuDNN, which plans anew for each shape: 0.1 s for every length of a batch that it has not seen. Nothing on a CPU.
+    """
+    if device().type != "cuda":
+        yield
+        return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
+    known = torch.backends.cudnn
     others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with half, sdpa_kernel(others):
+    rounded = known.allow_tf32 and precision != "fp32"
+    flags = known.flags(enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=rounded)
+    with flags, sdpa_kernel(others):
         yield
 
 
@@ -263,7 +266,7 @@ def _each(
     batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
     mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     batches = batches or spare  # a rank with nothing to do looks at one for its shapes
-    with packed(model, precision, but=but), autocast(precision):
+    with packed(model, precision, but=but), kernels(precision), autocast(precision):
         batches.reverse()
         while batches:
             batch = batches.pop()
@@ -272,7 +275,8 @@ def _each(
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or len(batch) == 1:
                     raise
-                batches += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+                most = len(batch) // 2  # of those that are left, too: they would not fit either
+                batches = [part for each in (*batches, batch) for part in reversed(np.array_split(each, -(-len(each) // most)))]
                 continue
             if progress:
                 progress(len(batch) * ranks.count())

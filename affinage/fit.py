@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from affinage import ranks, rates
 from affinage.augment import mixed
 from affinage.batches import pieces, shuffled
 from affinage.errors import AffinageError, Diverged
-from affinage.features import autocast, device, out_of_memory, placed
+from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.joint import joint, layers, unseen
 from affinage.net import Net
 from affinage.product import laid_out
@@ -110,6 +111,8 @@ class Fitting:
         self.table = rates.resolve(net, stage.rates)
         rates.freeze(net, self.table)
         self.shards = Shards(net, self.table) if sharded else None
+        if compiled and ranks.count() > 1 and any(isinstance(layer, _BatchNorm) for layer in net.model.modules()):
+            raise AffinageError("--compile does not go with batch norm on several ranks: leave it out, or start one process")
         self.trained = {n: p for n, p in net.model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise AffinageError(f"stage {stage.name} trains nothing: give at least one address a rate, for example --unfreeze 1")
@@ -234,7 +237,8 @@ class Fitting:
         while True:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
-                with laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where), joint(self.net.model):
+                laid = laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where)
+                with laid, joint(self.net.model), kernels(self.precision):
                     return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass
@@ -267,15 +271,15 @@ class Fitting:
             parts += [np.zeros(0, batch.dtype)] * (most - len(parts))
         total = 0.0
         for part in parts:
-            with nullcontext() if len(part) else unseen():
+            with nullcontext() if len(part) else unseen():  # backwards too: blocks may be recomputed there
                 loss = self.loss(part if len(part) else batch[:1])
-            if len(part) < len(batch):
-                loss = loss * self.share_of(part, batch)
-            value = loss.item()
-            total += value
-            if not math.isfinite(value) and not even:
-                break  # the caller says so; no gradient of it is wanted
-            loss.backward()
+                if len(part) < len(batch):
+                    loss = loss * self.share_of(part, batch)
+                value = loss.item()
+                total += value
+                if not math.isfinite(value) and not even:
+                    break  # the caller says so; no gradient of it is wanted
+                loss.backward()
         return total
 
     def _summed(self) -> None:

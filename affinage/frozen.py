@@ -19,7 +19,7 @@ from affinage import __version__, ranks, rates, store
 from affinage import cut as cuts
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
-from affinage.features import autocast, batched, out_of_memory
+from affinage.features import autocast, batched, kernels, out_of_memory
 from affinage.net import Net
 from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Batch, Rows, Stage
@@ -223,7 +223,7 @@ def _filled(
 
     def made(batch: np.ndarray) -> list[np.ndarray]:
         try:
-            with autocast(precision):
+            with kernels(precision), autocast(precision):
                 units = cut.packed(cut.placed(rows.batch(batch)))
             return [_plain(u, column) for u, column in zip(units, columns, strict=True)]
         except (RuntimeError, MemoryError) as error:

@@ -188,6 +188,8 @@ def prepare(settings: config.Settings) -> Inputs:
 
 def net_of(task: Task, model: Any, sample: Batch) -> Net:
     """The network as the task sees it: with all of its head, and the outputs that count."""
+    where = next(model.parameters()).device  # pictures may come on a GPU where the network is not
+    sample = {name: value.to(where) for name, value in sample.items()}
     return Net.of(model, sample, beside=task.head(model), reads=task.reads)
 
 

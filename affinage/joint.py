@@ -39,7 +39,9 @@ class Normalised(torch.autograd.Function):
         variance = (square - mean.square()).clamp_min(0.0)
         inverse = (variance + eps).rsqrt().float()
         ready = (wide - mean.float().view(shape)) * inverse.view(shape)
-        out = ready if weight is None else ready * weight.view(shape) + bias.view(shape)
+        out = ready.clone() if weight is None else ready * weight.view(shape)  # what is kept must not be written into
+        if bias is not None:
+            out += bias.view(shape)
         ctx.save_for_backward(ready, inverse, weight, total)
         ctx.share = share
         ctx.mark_non_differentiable(mean, variance, total)
@@ -56,15 +58,13 @@ class Normalised(torch.autograd.Function):
         mean, slope = (both / total).float()
         scale = ctx.share * (inverse if weight is None else inverse * weight)  # unseen rows moved no statistic
         to_x = (wide - mean.view(shape) - ready * slope.view(shape)) * scale.view(shape)
-        return to_x.to(gradient.dtype), None if weight is None else own[1], None if weight is None else own[0], None
+        return to_x.to(gradient.dtype), own[1] if weight is not None else None, own[0] if ctx.needs_input_grad[2] else None, None
 
 
 def _forward(layer: _BatchNorm) -> Callable[[torch.Tensor], torch.Tensor]:
-    """In train mode over all ranks, the running statistics too; in eval mode as the layer does it."""
+    """Over all ranks, the running statistics too."""
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if not layer.training:
-            return type(layer).forward(layer, x)
         out, mean, variance, total = Normalised.apply(x, layer.weight, layer.bias, layer.eps)
         if layer.track_running_stats and layer.running_mean is not None and layer.running_var is not None:
             with torch.no_grad():

@@ -42,6 +42,8 @@ class Shards:
                 raise AffinageError(f"cannot shard {name}: it shares a weight with {other}; leave --shard out")
         for name in self.names:
             block = net.model.get_submodule(name)
+            for parameter in block.parameters():  # FSDP takes no weights that are laid out channels last
+                parameter.data = parameter.data.contiguous()
             held = [*block.parameters(), *block.buffers()]
             twin: Any = copy.deepcopy(block, {id(t): t for t in held})  # the same tensors: nothing is held twice
             self.originals[name] = block.to("meta")  # FSDP cannot be taken off a module again, so it never gets the original

@@ -158,7 +158,7 @@ def joined(folder: Path) -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     # words always travel by gloo, so that a dead rank is noticed at once and not by a kernel that waits for it
-    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() and _own_gpu() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() and _own_gpu(store, rank, size) else "gloo"
     with _stoppable(team):
         try:
             dist.init_process_group(
@@ -183,11 +183,15 @@ def joined(folder: Path) -> Iterator[None]:
         team.over.set()  # not after an error: this process is not the one that died
 
 
-def _own_gpu() -> bool:
-    """Whether every rank on this machine has a GPU to itself: NCCL refuses two on one."""
+def _own_gpu(store: Any, rank: int, size: int) -> bool:
+    """Whether every rank has a GPU to itself, by what each says in the store: NCCL refuses two ranks on one."""
     import torch
 
-    return torch.cuda.is_available() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= torch.cuda.device_count()
+    mine = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if torch.cuda.is_available() else ""
+    cards = _prefixed(f"card/{_joins}", store)
+    cards.set(str(rank), mine)
+    every = [bytes(cards.get(str(n))).decode() for n in range(size)]
+    return all(every) and len(set(every)) == size
 
 
 @contextmanager

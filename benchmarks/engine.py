@@ -79,7 +79,6 @@ def settings(told: argparse.Namespace) -> dict[str, Any]:
 
 def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
     import affinage
-    from affinage import features
 
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AFFINAGE_CACHE"] = str(Path(folder) / "cache")
@@ -92,7 +91,7 @@ def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
         "accuracy": record["test"]["accuracy"],
         "parts": parts,
         "cuts": record["cuts"],
-        "precision": features.auto_precision(),
+        "precision": record["hardware"]["precision"],
         "fingerprint": record["data"]["fingerprint"],
         **floor(told),
     }
@@ -137,7 +136,8 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
     auto = transformers.AutoModelForImageClassification if told.images else transformers.AutoModelForSequenceClassification
     model = auto.from_pretrained(inputs.settings.model, num_labels=len(inputs.names), ignore_mismatched_sizes=True)
     if unfreeze != "all":  # the same parameters as on our side
-        net = Net.of(model, task.encode([data.train.inputs[0]], processor, model).batch(np.arange(1)))
+        row = task.encode([data.train.inputs[0]], processor, model).batch(np.arange(1))
+        net = Net.of(model, {name: value.cpu() for name, value in row.items()})
         rates.freeze(net, rates.resolve(net, rates.decayed(net, 1.0, 1.0, 1.0, unfreeze)))
     clock = Clock()
     train = examples(task, data.train, processor, model)

@@ -124,12 +124,13 @@ class _Nowhere:
 
 
 def folded(rows: dict[str, Any], count: int, seed: int) -> dict[str, Any]:
-    """Train and test of fold `seed` mod `count`; all folds are drawn anew after each `count` seeds."""
+    """Train and test of one fold of `count`, the next with each seed; all are drawn anew after each `count` seeds."""
     from sklearn.model_selection import StratifiedKFold
 
     every = [*rows["train"], *rows["test"]]
-    folds = StratifiedKFold(count, shuffle=True, random_state=seed // count)
-    train, test = list(folds.split(every, [row["label"] for row in every]))[seed % count]
+    turn, fold = divmod(seed - SEARCH_SEEDS, count)
+    folds = StratifiedKFold(count, shuffle=True, random_state=SEARCH_SEEDS // count + turn)
+    train, test = list(folds.split(every, [row["label"] for row in every]))[fold]
     return {"train": [every[i] for i in train], "test": [every[i] for i in test]}
 
 
@@ -156,14 +157,15 @@ def candidate(words: str) -> tuple[str, dict[str, Any]]:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """For each data set and size: every candidate's accuracy, and its difference to the first `full` one, paired by seed."""
-    cells: dict[tuple[str, int], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    cells: dict[tuple[str, int, str, int], dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for line in found:
-        cells[line["data"], line["labels"]][line["candidate"]][line["seed"]] = line
+        of = line["data"], line["labels"], line.get("weights", ""), line.get("folds", 0)
+        cells[of][line["candidate"]][line["seed"]] = line
     out = [
         "| data | labels a class | candidate | accuracy | - full | CPU s | drift | seeds |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
-    for (data, labels), tried in cells.items():
+    for (data, labels, _, _), tried in cells.items():
         base = next((seeds for name, seeds in tried.items() if name.split()[0] == "full"), {})
         for name, seeds in tried.items():
             rows = list(seeds.values())
@@ -209,12 +211,15 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     wanted = {words: candidate(words) for words in told.candidates}
-    done = {(line["data"], line["labels"], line["candidate"], line["seed"]) for line in lines(told.out)}
+    keys = ("data", "labels", "candidate", "seed", "weights")
+    done = {(*(line[key] for key in keys), line.get("folds", 0)) for line in lines(told.out)}
     commit, sets = facts.commit(), {}
     for seed in range(SEARCH_SEEDS, SEARCH_SEEDS + told.seeds):
         for size in map(int, told.labels):
             for name in told.only:
-                left = [words for words in wanted if (name, size, words, seed) not in done]
+                source = told.base if name in PICTURES else text_model()
+                weights = digest(source)
+                left = [words for words in wanted if (name, size, words, seed, weights, told.folds) not in done]
                 if not left:
                     continue
                 if name not in sets:
@@ -223,14 +228,13 @@ def main(words: Sequence[str] | None = None) -> int:
                     if len(test) > HELD and not told.folds:
                         inputs = Split(test, [row["label"] for row in test], [str(i) for i in range(len(test))])
                         sets[name]["test"] = list(labels.holdout(inputs, HELD / len(test), 1)[1].inputs)
-                source = told.base if name in PICTURES else text_model()
                 rows = folded(sets[name], told.folds, seed) if told.folds else sets[name]
                 bench = Bench(name, rows, size, seed, source)
                 for words in left:
                     found = bench.tried(*wanted[words])
                     cell = {"data": name, "labels": size, "candidate": words, "seed": seed}
                     cell |= {"folds": told.folds} if told.folds else {}
-                    facts_of = {"weights": digest(source), "commit": commit, "torch": torch.__version__}
+                    facts_of = {"weights": weights, "commit": commit, "torch": torch.__version__}
                     append(told.out, {**cell, **found, "precision": bench.inputs.precision, **facts_of})
                     print(
                         f"{name} {size} seed {seed}: {words}: {found['accuracy']:.3f}, {found['cpu_seconds']} CPU s", flush=True

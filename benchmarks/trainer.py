@@ -101,7 +101,7 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         args = transformers.TrainingArguments(
             output_dir=folder, num_train_epochs=epochs, save_strategy="no", report_to="none", disable_tqdm=True,
-            remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=told.seed,
+            remove_unused_columns=False, dataloader_pin_memory=False, use_cpu=not torch.cuda.is_available(), seed=told.seed,
         )  # fmt: skip
         loop = transformers.Trainer(model=model, args=args, train_dataset=range(len(rows)), data_collator=collated)  # type: ignore[arg-type]
         clock = Clock()

@@ -165,7 +165,8 @@ def test_a_gpu_takes_bf16_where_an_update_is_large(monkeypatch: pytest.MonkeyPat
     attention = layers * 4 * tokens * tokens * width  # which the counter does not know of every kernel
     assert products < features._flop(model, row) <= 1.1 * (products + attention)  # and the head's
     monkeypatch.setattr(features, "bf16_pays", lambda: True)
-    assert features.auto_precision(model, row, 16) == "bf16"  # no GPU
+    monkeypatch.setattr(features, "device", lambda: torch.device("cpu"))
+    assert features.auto_precision(model, row, 16) == "bf16"
     monkeypatch.setattr(features, "device", lambda: torch.device("cuda"))
     assert features.auto_precision(model, row, 16) == "fp32"
     assert features.auto_precision(model, row, int(features.SMALL)) == "bf16"

@@ -13,7 +13,8 @@ import torch
 
 import affinage
 from affinage import record
-from affinage.features import batched, passed
+from affinage.cli import main
+from affinage.features import batched, kernels, passed
 from affinage.fit import Fitting
 from affinage.tasks.text_classification import task
 
@@ -122,7 +123,7 @@ def test_stopped_and_gone_on_with(more: dict[str, Any], tmp_path: Path, monkeypa
 
 
 def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real limit of the card's memory: passes are halved, updates made in pieces, and the losses are those without it."""
+    """A real limit of the card's memory: updates are made in pieces, and the losses are those without it."""
     sizes = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
     model, data = tiny.bert(tmp_path / "model", **STILL, **sizes), tiny.csvs(tmp_path / "data", train=900)
     options: dict[str, Any] = dict(QUICK, plan="full", batch_size=400, precision="fp32", learning_rate=1e-4)
@@ -140,6 +141,33 @@ def test_memory_that_does_not_suffice(tmp_path: Path, monkeypatch: pytest.Monkey
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert [one.progress.least_pieces > 1 for one in seen] == [False, True]
     assert losses(small) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_recomputed_blocks_in_bf16(tmp_path: Path) -> None:
+    """Recomputing takes the attention that the pass forwards took, for batches of many lengths."""
+    model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    options: dict[str, Any] = QUICK | {"plan": "full", "precision": "bf16"}
+    plain, again = (affinage.fit(model, data, out=tmp_path / str(i), gradient_checkpointing=bool(i), **options) for i in (0, 1))
+    assert losses(again) == pytest.approx(losses(plain), rel=1e-2)
+
+
+def test_fp32_is_no_tf32(tmp_path: Path) -> None:
+    """A convolution, forwards and backwards, is that of the CPU to 1e-5."""
+    torch.manual_seed(0)
+    layer, x = torch.nn.Conv2d(64, 64, 3), torch.randn(8, 64, 24, 24)
+    layer(x).square().sum().backward()
+    here, slope = layer(x).detach(), layer.weight.grad.clone()
+    layer.zero_grad()
+    layer.cuda()
+    with kernels("fp32"):
+        there = layer(x.cuda())
+        there.square().sum().backward()
+    assert (there.cpu() - here).abs().max() < 1e-4 * here.abs().max()
+    assert (layer.weight.grad.cpu() - slope).abs().max() < 1e-4 * slope.abs().max()
+
+
+def test_show_knows_a_model_of_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "--model", "starter-vision"]) == 0 and "blocks.0" in capsys.readouterr().out
 
 
 def test_pictures_mixed_and_changed_on_the_card(tmp_path: Path) -> None:

@@ -19,6 +19,12 @@ def forwarded(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[tor
     return out.detach(), [x.grad, *(p.grad for p in layer.parameters())]
 
 
+def _without_bias(layer: nn.Module) -> nn.Module:
+    """As newer versions of torch make it with `bias=False`."""
+    layer.bias = None
+    return layer
+
+
 @pytest.mark.parametrize(
     ("made", "shape"),
     [
@@ -26,8 +32,9 @@ def forwarded(layer: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[tor
         (nn.BatchNorm1d(5, momentum=None), (8, 5)),
         (nn.BatchNorm1d(5, affine=False), (4, 5, 9)),
         (nn.BatchNorm2d(5, track_running_stats=False), (3, 5, 2, 2)),
+        (_without_bias(nn.BatchNorm2d(5)), (3, 5, 2, 2)),
     ],
-    ids=["2d", "cumulative", "plain", "no statistics"],
+    ids=["2d", "cumulative", "plain", "no statistics", "no bias"],
 )
 @pytest.mark.parametrize("training", [True, False])
 def test_alone_it_is_the_layers_own(
@@ -80,3 +87,28 @@ def test_half_stays_half(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranks, "count", lambda: 2)
     with joint.joint(layer):
         assert layer(torch.randn(6, 3).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_what_comes_out_may_be_written_into(affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a ReLU in place, as networks of convolutions have it."""
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    net = nn.Sequential(nn.BatchNorm1d(3, affine=affine), nn.ReLU(inplace=True))
+    x = torch.randn(6, 3, requires_grad=True)
+    with joint.joint(net):
+        net(x).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_recomputed_rows_do_not_count_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that runs again on the way back hands over what it handed over before."""
+    from torch.utils.checkpoint import checkpoint
+
+    sums: list[torch.Tensor] = []
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(ranks, "add", lambda tensors: (sums.append(tensors[0].clone()), tensors[0].add_(1.0))[0])
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with joint.joint(net), joint.unseen():
+        checkpoint(net, torch.randn(2, 3), use_reentrant=False).sum().backward()
+    forwards = [one for one in sums if one.dim() == 1]
+    assert len(forwards) == 2 and not any(one.any() for one in forwards)

@@ -186,13 +186,14 @@ def test_two_ranks_are_one_run(text: Words, whole: Path, launch: Ranks, tmp_path
     assert json.loads((tmp_path / "run" / "run.json").read_text())["hardware"]["ranks"] == 2
 
 
-def test_batch_norm_sees_the_rows_of_both(launch: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=["plain", "shard"])
+def test_batch_norm_sees_the_rows_of_both(shard: Words, launch: Ranks, tmp_path: Path) -> None:
     """A network of convolutions, trained whole: the losses, statistics and weights of one process; the last batch has one row."""
     model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data", train=37)
     words = ["fit", "--model", str(model), "--data", str(data), "--plan", "full", "--batch-size", "9", "--epochs", "3"]
     words += ["--precision", "fp32", "--augment", "none", "--learning-rate", "1e-3"]
     for count in (1, 2):
-        launch.run(count, *words, "--out", str(tmp_path / str(count)))
+        launch.run(count, *words, *(shard if count > 1 else []), "--out", str(tmp_path / str(count)))
     close(tmp_path / "1", tmp_path / "2")
     one, two = (load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2))
     assert any("running_var" in name for name in one)
