@@ -216,10 +216,11 @@ class Fitting:
         value = self._gradients(batch)
         (value,) = ranks.total(value)
         if not math.isfinite(value):
+            other = " or use --precision fp32" if self.precision != "fp32" else ""
             raise Diverged(
                 f"the loss is {value} in stage {self.stage.name}, epoch {self.progress.epoch + 1}, "
                 f"step {self.progress.step + 1}: "
-                f"lower --learning-rate (peak {max(self.peaks):g}) or use --precision fp32"
+                f"lower --learning-rate (peak {max(self.peaks):g}){other}"
             )
         self._summed()
         self.optimizer.step()
