@@ -123,12 +123,22 @@ def kernels(precision: str) -> Iterator[None]:
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    known = torch.backends.cudnn
     others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    rounded = known.allow_tf32 and precision != "fp32"
-    flags = known.flags(enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=rounded)
-    with flags, sdpa_kernel(others):
+    with _convolutions(precision), sdpa_kernel(others):
         yield
+
+
+def _convolutions(precision: str) -> AbstractContextManager[None]:
+    """Without TF32 for `fp32`; as they are where the user has told torch how each operation is to be computed."""
+    known = torch.backends.cudnn
+    if precision != "fp32":
+        return nullcontext()
+    try:
+        if not known.allow_tf32:
+            return nullcontext()
+    except RuntimeError:  # torch does not mix this flag with `torch.backends.cudnn.conv.fp32_precision` and its like
+        return nullcontext()
+    return known.flags(enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False)
 
 
 @contextmanager

@@ -175,5 +175,24 @@ def test_a_gpu_takes_bf16_where_an_update_is_large(monkeypatch: pytest.MonkeyPat
     assert features.auto_precision(model, row, int(features.SMALL)) == "fp32"
 
 
+def test_what_the_user_told_torch_of_tf32_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp32 is none, and the flag is as it was afterwards; torch refuses it beside its newer settings, and then those count."""
+    flag = torch.backends.cudnn.allow_tf32
+    with features._convolutions("fp32"):
+        assert not torch.backends.cudnn.allow_tf32
+    with features._convolutions("bf16"):
+        assert torch.backends.cudnn.allow_tf32 == flag
+    assert torch.backends.cudnn.allow_tf32 == flag
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        with pytest.raises(RuntimeError):
+            _ = torch.backends.cudnn.allow_tf32
+        with features._convolutions("fp32"):
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
+
 def test_a_product_is_timed() -> None:
     assert 0 < features._product_seconds(torch.float32, repeats=1) < 10
