@@ -17,6 +17,7 @@ from torch import nn
 
 from affinage import ranks
 from affinage.batches import by_tokens
+from affinage.instead import instead, untouched
 from affinage.types import Aims, Answers, Batch, Rows, Task
 
 TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
@@ -154,18 +155,14 @@ def packed(model: nn.Module, precision: str, but: nn.Module | None = None) -> It
     def forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: ops._linear_pointwise(x.to(torch.bfloat16), weight, bias, "none", [], "")
 
-    changed = []
-    try:
-        for layer in model.modules():
-            if type(layer) is nn.Linear and layer is not but and "forward" not in layer.__dict__:
-                weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), TOKENS)
-                bias = layer.bias.to(torch.bfloat16) if layer.bias is not None else None
-                layer.forward = forward(weight, bias)  # type: ignore[method-assign,assignment]
-                changed.append(layer)
+    forwards = {}
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer is not but and untouched(layer):
+            weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), TOKENS)
+            bias = layer.bias.to(torch.bfloat16) if layer.bias is not None else None
+            forwards[layer] = forward(weight, bias)
+    with instead(forwards):
         yield
-    finally:
-        for layer in changed:
-            del layer.forward
 
 
 @torch.inference_mode()

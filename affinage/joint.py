@@ -6,7 +6,7 @@ torch's own `SyncBatchNorm` runs on GPUs only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from affinage import ranks
+from affinage.instead import instead
 
 _counts = True  # whether the rows of this pass count: not those of a rank that has none and only keeps the others company
 
@@ -83,17 +84,9 @@ def layers(model: nn.Module) -> list[_BatchNorm]:
     return [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.training]
 
 
-@contextmanager
-def joint(model: nn.Module) -> Iterator[None]:
+def joint(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, batch norms in train mode see the rows of all ranks. All ranks must run them equally often."""
-    changed = layers(model) if ranks.count() > 1 else []
-    for layer in changed:
-        layer.forward = _forward(layer)  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        for layer in changed:
-            del layer.forward
+    return instead({layer: _forward(layer) for layer in layers(model)} if ranks.count() > 1 else {})
 
 
 @contextmanager

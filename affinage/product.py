@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from affinage.instead import instead, untouched
+
 HALF = torch.bfloat16
 
 
@@ -54,11 +56,6 @@ def laid_out(model: nn.Module, precision: str, where: torch.device) -> Iterator[
     if precision != "bf16" or where.type != "cpu":
         yield
         return
-    changed = [layer for layer in model.modules() if type(layer) is nn.Linear and "forward" not in layer.__dict__]
-    for layer in changed:
-        layer.forward = _forward(layer)  # type: ignore[method-assign,assignment]
-    try:
+    linear_layers = [layer for layer in model.modules() if type(layer) is nn.Linear and untouched(layer)]
+    with instead({layer: _forward(layer) for layer in linear_layers}):
         yield
-    finally:
-        for layer in changed:
-            del layer.forward

@@ -44,6 +44,7 @@ FLOORS: dict[int, set[str]] = {
         "headed",
         "hearing",
         "hub",
+        "instead",
         "joint",
         "labels",
         "lora",
