@@ -28,6 +28,7 @@ cache_app = typer.Typer(help="What was computed once and is kept on the disk.", 
 app.add_typer(cache_app, name="cache")
 
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au")
+TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")  # of a word that was meant as a file, most likely
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 Word = str | None
@@ -393,6 +394,8 @@ def _expand(inputs: Sequence[str], kind: str) -> Iterator[str | Path]:
                 with Path(word).open(encoding="utf8") as source:
                     yield from _lines(source)
             else:
+                if Path(word).suffix in TEXTS and not any(c.isspace() for c in word):
+                    typer.echo(f"affinage: no file {word}: taken as a text", err=True)
                 yield word
         elif Path(word).is_dir():
             yield from sorted(p for p in Path(word).rglob("*") if p.suffix.lower() in endings and p.is_file())

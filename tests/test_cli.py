@@ -140,6 +140,13 @@ def test_predict_images_from_files_folders_and_lines(
     assert "no image at" in capsys.readouterr().err
 
 
+def test_a_file_that_is_not_there_is_a_text_and_said_to_be(told: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """A request for /robots.txt is a text to one who classifies requests."""
+    assert cli.main(["predict", "--run", "r", "reviews.txt", "one word.txt and more", "fine."]) == 0
+    assert told["predict"][0][0] == ["reviews.txt", "one word.txt and more", "fine."]
+    assert capsys.readouterr().err == "affinage: no file reviews.txt: taken as a text\n"
+
+
 def test_predict_a_text_that_looks_like_an_option(told: dict[str, Any]) -> None:
     assert cli.main(["predict", "--run", "r", "--", "--debug"]) == 0
     assert told["predict"][0][0] == ["--debug"]

@@ -104,7 +104,10 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
     if classes:
         table.append(("classes", f"{len(classes)}: " + ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")))
     found = data.get("findings") or []
-    table += [(str(f.get("severity", "")), str(f.get("message", ""))) for f in found[:5]]
+    dropped = "; these were left out of training" if (known.get("settings") or {}).get("leaks") == "drop" else ""
+    for one in found[:5]:
+        severity = str(one.get("severity", ""))
+        table.append((severity, str(one.get("message", "")) + (dropped if severity == "leak" else "")))
     table += [("", f"and {len(found) - 5} more findings, in report.html")] if len(found) > 5 else []
     sections = [
         (heading, top),

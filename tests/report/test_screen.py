@@ -47,3 +47,11 @@ def test_nothing_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     (tmp_path / "run.json").write_text('{"status": "running"}')
     screen.show(tmp_path)
     assert "status: running" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["drop", "allow"])
+def test_rows_that_leaked_and_were_left_out_are_said_to_be(how: str, reviews_run: Path) -> None:
+    known = json.loads((reviews_run / "run.json").read_text())
+    known["settings"]["leaks"] = how
+    (leak,) = [text for name, text in dict(screen.summary(known))["data"] if name == "leak"]
+    assert leak == "8 test rows are also in train" + ("; these were left out of training" if how == "drop" else "")
