@@ -297,11 +297,11 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def cells(
-    suite: str, variant: str, seeds: int | None, only: Sequence[str], arms: Sequence[str], labels: Sequence[int]
+    suite: str, variant: str, seeds: int | None, only: Sequence[str], arms: Sequence[str], labels: Sequence[int], first: int = 0
 ) -> list[Cell]:
-    """All cells of a suite, seeds outermost."""
+    """All cells of a suite, seeds outermost, from the `first` on."""
     sets, usual = SUITES[suite]
-    first = SEARCH_SEEDS if suite == "search" else 0
+    first += SEARCH_SEEDS if suite == "search" else 0
     return [
         Cell(suite, variant, data, per_class, arm, first + seed)
         for seed in range(seeds or usual)
@@ -327,6 +327,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "transfer.jsonl")
     parser.add_argument("--seeds", type=int, help="how many; the suite's own number if not given")
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where other processes have those before")
     parser.add_argument("--only", type=names, default=[], help="data sets, with commas between them")
     parser.add_argument("--arms", type=names, default=[], help=f"of {','.join(ARMS)}")
     parser.add_argument("--labels", type=numbers, default=[], help="labels a class, such as 8,64; full for all")
@@ -373,7 +374,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     told.out.parent.mkdir(parents=True, exist_ok=True)
     done = {Cell.of(line): line for line in lines(told.out)}
-    wanted = cells(told.suite, told.variant, told.seeds, told.only, told.arms, told.labels)
+    wanted = cells(told.suite, told.variant, told.seeds, told.only, told.arms, told.labels, told.first)
     weights: dict[Path, str] = {}
     sets: dict[str, dict[str, Any]] = {}
     failed = 0

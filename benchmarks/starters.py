@@ -74,11 +74,13 @@ def splits(source: Source, folder: Path) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def cells(names: Sequence[str], seeds: int, only: Sequence[str], wanted: Sequence[str], few: Sequence[int]) -> list[arms.Cell]:
-    """All cells, seeds outermost."""
+def cells(
+    names: Sequence[str], seeds: int, only: Sequence[str], wanted: Sequence[str], few: Sequence[int], first: int = 0
+) -> list[arms.Cell]:
+    """All cells, seeds outermost, from the `first` on."""
     return [
         arms.Cell(name, "default", source.name, labels, arm, seed)
-        for seed in range(seeds)
+        for seed in range(first, first + seeds)
         for name in names
         for source in SETS[name]
         for labels in few
@@ -169,6 +171,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "starters.jsonl")
     parser.add_argument("--starters", type=names, default=[], help="with commas between them; all that are here if not given")
     parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where other processes have those before")
     parser.add_argument("--only", type=names, default=[], help="data sets")
     parser.add_argument("--arms", type=names, default=list(ARMS))
     parser.add_argument("--labels", type=lambda text: [int(n) for n in names(text)], default=list(LABELS), help="a class")
@@ -199,7 +202,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 parser.error(f"no {kind} '{name}': expected of {', '.join(known)}")
     told.out.parent.mkdir(parents=True, exist_ok=True)
     done = {arms.Cell.of(line): line for line in arms.lines(told.out)}
-    wanted = cells(chosen, told.seeds, told.only, told.arms, told.labels)
+    wanted = cells(chosen, told.seeds, told.only, told.arms, told.labels, told.first)
     sources = {source.name: source for found in SETS.values() for source in found}
     sets: dict[str, dict[str, Any]] = {}
     failed = 0
