@@ -66,7 +66,7 @@ def auto_precision(model: nn.Module | None = None, row: Batch | None = None, row
     return ranks.shared(found)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode the counter's hooks fail on weights that are computed (weight norm)
 def _flop(model: nn.Module, row: Batch) -> int:
     """FLOP of the products and convolutions of one forward pass."""
     from torch.utils.flop_counter import FlopCounterMode

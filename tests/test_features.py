@@ -15,6 +15,7 @@ from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.tasks.text_classification import TokenRows
 
+from . import tiny
 from .zoo import FAMILIES
 
 
@@ -173,6 +174,15 @@ def test_a_gpu_takes_bf16_where_an_update_is_large(monkeypatch: pytest.MonkeyPat
     assert features.auto_precision(model, row, 0) == "bf16"  # a pass, and no update
     monkeypatch.setattr(features, "bf16_pays", lambda: False)
     assert features.auto_precision(model, row, int(features.SMALL)) == "fp32"
+
+
+def test_weights_that_are_computed_are_counted(tmp_path: Path) -> None:
+    """wav2vec2's weight norm: the counter of torch fails on it in inference mode."""
+    import transformers
+
+    model = transformers.Wav2Vec2Model.from_pretrained(tiny.wav2vec2(tmp_path / "model"))
+    sound = {"input_values": torch.randn(1, 2000)}
+    assert features._flop(model, {"input_values": torch.randn(1, 4000)}) > features._flop(model, sound) > 0
 
 
 def test_what_the_user_told_torch_of_tf32_holds(monkeypatch: pytest.MonkeyPatch) -> None:
