@@ -32,20 +32,25 @@ class Move:
         size = torch.stack([side * bent, side / bent], 1)
         return cls(torch.cat([torch.rand(count, 2) * (1 - size), size], 1), torch.rand(count) < 0.5)
 
-    def boxes(self, i: int, boxes: torch.Tensor) -> torch.Tensor:
-        """(n, 4) centre x, centre y, width, height of picture i, where they stand in what is seen of it; not clipped."""
-        x, y, width, height = self.window[i].tolist()
-        moved = (boxes - boxes.new_tensor([x, y, 0, 0])) / boxes.new_tensor([width, height, width, height])
-        if self.flip[i]:
-            moved = torch.cat([1 - moved[:, :1], moved[:, 1:]], 1)
-        return moved
+    def boxes(self, of: int | torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """(n, 4) centre x, centre y, width, height of picture `of`, or of the pictures (n,) that each stands in, where they
+        stand in what is seen of it; not clipped."""
+        corner, size = self._windows(of, boxes)
+        return self._mirrored(of, (boxes - corner) / size)
 
-    def undone(self, i: int, boxes: torch.Tensor) -> torch.Tensor:
+    def undone(self, of: int | torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         """The inverse of `boxes`."""
-        if self.flip[i]:
-            boxes = torch.cat([1 - boxes[:, :1], boxes[:, 1:]], 1)
-        x, y, width, height = self.window[i].tolist()
-        return boxes * boxes.new_tensor([width, height, width, height]) + boxes.new_tensor([x, y, 0, 0])
+        corner, size = self._windows(of, boxes)
+        return self._mirrored(of, boxes) * size + corner
+
+    def _windows(self, of: int | torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is taken from boxes, and what they are divided by: each (n, 4) or (4,)."""
+        corner, size = self.window[of].to(boxes).split(2, -1)
+        return torch.cat([corner, torch.zeros_like(corner)], -1), torch.cat([size, size], -1)
+
+    def _mirrored(self, of: int | torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        flip = self.flip[of].to(boxes.device)
+        return torch.where(flip[..., None], torch.cat([1 - boxes[:, :1], boxes[:, 1:]], 1), boxes)
 
     def pictures(self, pixels: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) what is seen. `inside` (B, 2): the share of the height and the width that each picture fills, from the
@@ -78,8 +83,13 @@ def augmented(
     if strength == "none":
         return pixels, [(one, torch.arange(len(one), device=one.device)) for one in boxes]
     move = Move.drawn(len(pixels), strength)
-    left = []
-    for i, one in enumerate(boxes):
-        cut, enough = clipped(move.boxes(i, one))
-        left.append((cut[enough], torch.nonzero(enough)[:, 0]))
+    counts = torch.tensor([len(one) for one in boxes])
+    of = torch.repeat_interleave(torch.arange(len(boxes)), counts)
+    cut, enough = clipped(move.boxes(of, torch.cat(list(boxes))))
+    # all boxes at once: on a GPU a look at each picture's own waits for the card each time
+    kept = torch.nonzero(enough)[:, 0]
+    mine = of.to(kept.device)[kept]
+    number = kept - (counts.cumsum(0) - counts).to(kept.device)[mine]
+    sizes = torch.bincount(mine, minlength=len(boxes)).tolist()
+    left = list(zip(cut[kept].split(sizes), number.split(sizes), strict=True))
     return recoloured(move.pictures(pixels, inside), STRENGTH[strength][3]), left
