@@ -86,7 +86,7 @@ def fit(
     out: Annotated[Word, _option("DIR", "Where the run goes; runs/DATA-MODEL where not given.")] = None,
     seed: Annotated[Word, _option("N", "Same seed, same run; 0 where not given.")] = None,
     labels_per_class: Annotated[Word, _option("N", "Use only so many training rows a class.")] = None,
-    validation: Annotated[Word, _option("SHARE|PATH", "A share of train, such as 0.2, or a path.")] = None,
+    validation: Annotated[Word, _option("SHARE|PATH", "A share of train, such as 0.2, or a path; 0 for none.")] = None,
     test: Annotated[Word, _option("PATH", "The test rows, where the data does not bring them.")] = None,
     unfreeze: Annotated[Word, _option("auto|all|N|ADDRESS", "Layers that learn in stage 2; also head+decoder.")] = None,
     learning_rate: Annotated[Word, _option("auto|RATE", "Peak rate of the unfrozen layers.")] = None,

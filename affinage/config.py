@@ -26,11 +26,11 @@ def _number(value: Any) -> Any:
 
 
 def _share(value: Any) -> Any:
-    """A share must lie between 0 and 1; a path or nothing passes."""
+    """A share is below 1, and may be 0; a path or nothing passes."""
     value = _number(value)
-    if isinstance(value, bool) or (isinstance(value, int | float) and not 0 < value < 1):
+    if isinstance(value, bool) or (isinstance(value, int | float) and not 0 <= value < 1):
         raise ValueError("not a share")
-    return value
+    return float(value) if isinstance(value, int) else value
 
 
 def _depth(value: Any) -> Any:
@@ -79,8 +79,9 @@ class Settings(BaseModel):
 
     # Which rows
     labels_per_class: Count | None = _setting(None, "a whole number of rows from 1 up")  # training rows a class; none: all
-    # a share of train, or a path; none: the data's own split or, where there is none, a fifth of train if that is 100 rows
-    validation: ShareOrPath = _setting(None, "a share between 0 and 1, or the path of the validation rows")
+    # a share of train, or a path; 0: no validation, nor the data's own; none: the data's own split or, where there is none, a
+    # fifth of train if that is 100 rows
+    validation: ShareOrPath = _setting(None, "a share from 0 up and below 1, or the path of the validation rows")
     test: str | Path | None = _setting(None, "the path of the test rows")  # none: the data's own test split, if any
     leaks: Literal["refuse", "drop", "allow"] = _setting("refuse", "refuse, drop or allow")  # a leak flatters every score
     text_column: str | None = _setting(None, "the name of a column")  # none: found by convention

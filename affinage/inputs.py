@@ -95,8 +95,8 @@ def _splits(data: Data, settings: config.Settings, findings: Sequence[Finding], 
         train = labels.few(train, settings.labels_per_class, settings.seed, task.groups(train.targets))
     validation = data.validation
     share = settings.validation if isinstance(settings.validation, float) else None
-    if settings.labels_per_class and share is None and not isinstance(settings.validation, (str, Path)):
-        validation = None  # a large validation split beside few labels would be labels that nobody counted
+    if share == 0 or (settings.labels_per_class and share is None and not isinstance(settings.validation, (str, Path))):
+        validation = None  # as was asked, or: a large validation split beside few labels would be labels that nobody counted
     if validation is None:
         if share is None and round(0.2 * len(train)) >= HELD_OUT:
             share = min(0.2, HELD_MOST / len(train))

@@ -69,6 +69,7 @@ def settings(told: argparse.Namespace) -> dict[str, Any]:
         "plan": plan,
         "epochs": epochs,
         "labels_per_class": told.rows // classes,
+        "validation": 0,
         "seed": told.seed,
         "leaks": "allow",
         "quiet": True,

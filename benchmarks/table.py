@@ -1,7 +1,8 @@
 """The results file as Markdown: what is measured, over how many seeds, how sure; a cell that nobody ran stays empty.
 
-    python benchmarks/table.py
-    python benchmarks/table.py --readme README.md
+    python benchmarks/table.py --page docs/results.md
+    python benchmarks/table.py --brief --page README.md
+    python benchmarks/table.py --picture docs/results.svg
 
 Accuracy is the mean over seeds with its 95 % Student interval. A pair is two arms on one seed: the same rows, the same test.
 """
@@ -104,7 +105,7 @@ def labelled(key: tuple[str, int]) -> list[str]:
 
 
 def rendered(lines: Sequence[Line], left: str = "two-stage", right: str = "full") -> str:
-    """Three tables (accuracy, the paired difference of two arms, CPU seconds of training) and what they were measured with."""
+    """Tables (accuracy, the paired difference of two arms, CPU seconds of training, drift) and what they were measured with."""
     table = arranged(lines)
     if not table:
         return "No results yet."
@@ -138,6 +139,57 @@ def rendered(lines: Sequence[Line], left: str = "two-stage", right: str = "full"
         measured(lines),
     ]
     return "\n\n".join(parts)
+
+
+def brief(lines: Sequence[Line], left: str = "two-stage", right: str = "full") -> str:
+    """One table: each arm's accuracy and CPU seconds of training, and the paired difference of two arms."""
+    table = arranged(lines)
+    if not table:
+        return "No results yet."
+    there = {arm for arms in table.values() for arm in arms}
+    arms = [arm for arm in ARMS if arm in there]
+
+    def cell(seeds: dict[int, Line]) -> str:
+        if not seeds:
+            return NONE
+        accuracy, _, _ = mean([line["accuracy"] for line in seeds.values()]).partition(" (")
+        spent = sum(line["training"]["cpu_seconds"] for line in seeds.values()) / len(seeds)
+        return f"{accuracy}, {spent:.{0 if spent >= 1 else 1}f} s"
+
+    rows = [
+        [*labelled(key), *(cell(found.get(arm, {})) for arm in arms), difference(found.get(left, {}), found.get(right, {}))[0]]
+        for key, found in table.items()
+    ]
+    return grid(["data", "labels a class", *arms, f"{left} − {right}"], rows)
+
+
+def picture(lines: Sequence[Line], path: Path) -> None:
+    """A dot for each arm on each data set, its 95 % interval as a line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "affinage"  # the same numbers give the same file
+    from matplotlib import pyplot as plt
+
+    table = arranged(lines)
+    colours = dict(zip(ARMS, ("#9a9a9a", "#3b82c4", "#c2410c", "#2f8f5b", "#b8a33a"), strict=True))
+    figure, axes = plt.subplots(figsize=(8.6, 0.34 * len(table) + 1.2), layout="constrained")
+    for row, found in enumerate(table.values()):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f4f4f4" if row % 2 else "white", zorder=0)
+        for place, arm in enumerate(ARMS):
+            if seeds := found.get(arm):
+                middle, low, high = (100 * value for value in paired([line["accuracy"] for line in seeds.values()]))
+                height = row + 0.14 * (place - 2)
+                axes.plot([max(low, 0), min(high, 100)], [height] * 2, color=colours[arm], linewidth=1.2, alpha=0.6)
+                axes.plot(middle, height, "o", color=colours[arm], markersize=5, label=None if row else arm)
+    names = [f"{data}, {labels} a class" if labels else f"{data}, all" for data, labels in table]
+    axes.set(yticks=range(len(table)), yticklabels=names, xlabel="test accuracy, %", ylim=(len(table) - 0.5, -0.5), xlim=(0, 100))
+    axes.tick_params(left=False, labelsize=9)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(ARMS), frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 def measured(lines: Sequence[Line]) -> str:
@@ -192,15 +244,20 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", default="default")
     parser.add_argument("--variants", action="store_true", help="each other variant minus the default, instead")
     parser.add_argument("--pair", nargs=2, default=("two-stage", "full"), metavar="ARM", help="the two arms to compare")
-    parser.add_argument("--readme", type=Path, help="write between its marks too")
+    parser.add_argument("--brief", action="store_true", help="one table instead of four")
+    parser.add_argument("--page", type=Path, help="write between its marks too")
+    parser.add_argument("--picture", type=Path, help="draw it there too, as SVG")
     told = parser.parse_args(words)
     try:
         lines = read(told.file) if told.file.exists() else []
         lines = [line for line in lines if (line["suite"] in told.suite if told.suite else line["suite"] != "search")]
-        text = variants(lines) if told.variants else rendered([x for x in lines if x["variant"] == told.variant], *told.pair)
+        mine = [line for line in lines if line["variant"] == told.variant]
+        text = variants(lines) if told.variants else (brief if told.brief else rendered)(mine, *told.pair)
         print(text)
-        if told.readme:
-            told.readme.write_text(placed(told.readme.read_text(encoding="utf8"), text), encoding="utf8")
+        if told.page:
+            told.page.write_text(placed(told.page.read_text(encoding="utf8"), text), encoding="utf8")
+        if told.picture:
+            picture(mine, told.picture)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -99,18 +99,34 @@ def test_variants_are_paired_with_the_default(table: ModuleType) -> None:
     assert found[3] == ["sst2", "64", "fast", "full", "30.0 (1)", "–", "–", "0"]
 
 
-def test_readme_is_filled_between_its_marks(table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_is_filled_between_its_marks(table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "r.jsonl", tmp_path / "README.md"
     lines = [*made_up(), line("full", 9, 0.0, suite="search"), line("full", 8, 0.0, variant="other")]
     file.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"suite": "text-f')  # a run is still writing
     page.write_text("above\n<!-- results -->\nold\n<!-- /results -->\nbelow\n")
     for _ in range(2):  # twice is as once
-        assert table.main([str(file), "--readme", str(page)]) == 0
+        assert table.main([str(file), "--page", str(page)]) == 0
     text = page.read_text()
     assert text == f"above\n<!-- results -->\n\n{table.rendered(made_up())}\n\n<!-- /results -->\nbelow\n"
     page.write_text("no marks")
-    assert table.main([str(file), "--readme", str(page)]) == 2
+    assert table.main([str(file), "--page", str(page)]) == 2
     assert "<!-- results -->" in capsys.readouterr().err
+
+
+def test_the_brief_table_has_one_cell_an_arm(table: ModuleType, tmp_path: Path) -> None:
+    file, drawn = tmp_path / "r.jsonl", tmp_path / "r.svg"
+    file.write_text("".join(json.dumps(x) + "\n" for x in made_up()))
+    found = rows(table.brief(made_up()))
+    whole = rows(table.rendered(made_up()))
+    assert len(found[0]) == 2 + sum(arm in whole[0] for arm in table.ARMS) + 1
+    for short, long in zip(found[2:], whole[2:], strict=False):
+        for cell, other in zip(short[2:-1], long[2:], strict=True):
+            assert cell.split(", ")[0] == other.split(" (")[0]
+    for _ in range(2):
+        assert table.main([str(file), "--picture", str(drawn)]) == 0
+        drawn.rename(tmp_path / f"{len(list(tmp_path.iterdir()))}.svg")
+    first, second = sorted(tmp_path.glob("*.svg"))
+    assert first.read_bytes() == second.read_bytes()  # the same numbers, the same file
 
 
 def test_no_file_gives_no_numbers(table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,8 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
     ("given", "kept"),
     [
         ({"validation": "0.2"}, 0.2),
+        ({"validation": "0"}, 0.0),
+        ({"validation": 0}, 0.0),
         ({"validation": "rows.csv"}, "rows.csv"),
         ({"unfreeze": "2"}, 2),
         ({"unfreeze": "blocks.-2:"}, "blocks.-2:"),
@@ -79,7 +81,7 @@ def test_words_become_what_they_mean(given: dict[str, Any], kept: Any) -> None:
         ("batch_size", "big"),
         ("seed", -1),
         ("validation", 1),
-        ("validation", "0"),
+        ("validation", -0.1),
         ("validation", 20),
         ("unfreeze", -1),
         ("unfreeze", "1.5"),

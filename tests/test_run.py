@@ -383,6 +383,8 @@ def test_few_labels_and_a_share(bert: Path, texts: Path, tmp_path: Path) -> None
     assert few.record["data"]["rows"] == {"train": 12, "test": 30}  # the validation split would be labels that nobody counted
     assert few.record["stages"][0]["details"]["method"] == "ridge"
     rows = tiny.splits()["train"]
+    none = affinage.fit(bert, texts, plan="frozen", validation=0, out=tmp_path / "none", **QUICK)
+    assert none.record["data"]["rows"] == {"train": 90, "test": 30}  # all of train, and nothing chosen by what was held out
     held = affinage.fit(bert, rows, plan="frozen", validation=0.2, out=tmp_path / "held", **QUICK)
     assert held.record["data"]["rows"] == {"train": 72, "validation": 18} and held.metrics["n"] == 18
 
