@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from affinage import ranks, rates
 from affinage.augment import mixed
 from affinage.batches import pieces, shuffled
+from affinage.dropout import cheap_dropout
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.joint import joint, layers, unseen
@@ -239,7 +240,7 @@ class Fitting:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
                 laid = laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where)
-                with laid, joint(self.net.model), kernels(self.precision):
+                with laid, joint(self.net.model), kernels(self.precision), cheap_dropout():
                     return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass

@@ -37,6 +37,7 @@ FLOORS: dict[int, set[str]] = {
         "classification",
         "cut",
         "dictation",
+        "dropout",
         "facts",
         "features",
         "fit",
