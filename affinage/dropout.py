@@ -15,8 +15,9 @@ _torchs = functional.dropout
 def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
     """`torch.nn.functional.dropout`, of the same law but for p, which is rounded to whole parts of 2 ** 16; other draws.
 
-    The bits come of torch's generator of the CPU, so that a run repeats, and goes on, exactly. What is divided by is the share that is
-    really kept: the mean stays what it was. Not on a CPU, in a compiled graph, in place or at p = 1: torch's own. At p = 0 nothing is drawn.
+    The bits come of torch's generator of the CPU, so that a run repeats, and goes on, exactly. What is divided by is the share
+    that is really kept: the mean stays what it was. Not on a CPU, in a compiled graph, in place or at p = 1 it is torch's own; at
+    p = 0 nothing is drawn.
 
     Raises:
         ValueError: p is not a probability.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, nearest
 from affinage.net import Net
 from affinage.types import Rates
 
@@ -55,6 +55,14 @@ def block_numbers(net: Net, pattern: str) -> list[int] | None:
         return [every[k]] if -len(every) <= k < len(every) else []
     start, stop = (int(parts[end]) if parts[end] else None for end in ("start", "stop"))
     return list(every[start:stop])
+
+
+def _closest(net: Net, address: str) -> str:
+    """`, did you mean 'blocks.5'?`: the block of the closest number, or the closest word; nothing where none is close."""
+    parts, last = _BLOCKS.fullmatch(address), len(net.blocks) - 1
+    if parts is not None and parts["one"] is not None and last >= 0:
+        return f", did you mean 'blocks.{min(max(int(parts['one']), 0), last)}'?"
+    return nearest(address, ["all", "everything", "blocks.-2:", *(name for name in net.addresses() if name != "head")])
 
 
 def resolve(net: Net, rates: Rates) -> dict[str, float | None]:
@@ -110,7 +118,10 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
     else:
         numbers = block_numbers(net, unfreeze)
         if not numbers:
-            raise AffinageError(f"'{unfreeze}' stands for none of the {count} blocks: use 'all', 'everything', 2 or 'blocks.-2:'")
+            raise AffinageError(
+                f"'{unfreeze}' stands for none of the {count} blocks{_closest(net, unfreeze)} (or use 'all', 'everything', "
+                "a number of blocks, or blocks.-2:)"
+            )
     filled = {address for address, names in net.addresses().items() if names}
     rows: list[tuple[str, float | None]] = [("head", head_rate)] if "head" in filled else []
     rows += [(f"blocks.{k - count}", rate * decay ** (count - 1 - k)) for k in reversed(numbers) if f"blocks.{k}" in filled]

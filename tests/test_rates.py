@@ -199,3 +199,17 @@ def test_attention_reads_the_flag_of_its_own_module(bert: Net) -> None:
     assert all(m.training for m in bert.model.modules())
     train_mode(bert, resolve(bert, (("*", 1e-3),)), dropout=False)
     assert not any(m.training for m in bert.model.modules())
+
+
+@pytest.mark.parametrize(
+    ("address", "near"),
+    [("blocks.9", "blocks.{last}"), ("blocks.-7", "blocks.0"), ("block.-2:", "blocks.-2:"), ("al", "all"), ("zzz", None)],
+)
+def test_an_address_of_no_block_names_the_nearest(bert: Net, address: str, near: str | None) -> None:
+    last = len(bert.blocks) - 1
+    with pytest.raises(AffinageError, match=f"'{address}' stands for none of the {last + 1} blocks") as caught:
+        decayed(bert, 1e-4, 1e-3, 1.0, address)
+    if near is None:
+        assert "did you mean" not in str(caught.value)
+    else:
+        assert f", did you mean '{near.format(last=last)}'?" in str(caught.value)
