@@ -1,12 +1,15 @@
-"""Blood cells from few pictures: five ways to come by a detector, on the official test split; runs the cells that are missing.
+"""Boxes from few pictures: five ways to come by a detector, blood cells unless told otherwise; runs the cells that are missing.
 
     python benchmarks/detection.py [--pictures 20,80,205] [--arms heads,full] [--seeds 3]
+    python benchmarks/detection.py --set raccoon --base bases/detector --pictures 10,100 --arms scratch,two-stage --seeds 6
     python benchmarks/detection.py --table
 
-One line a finished cell (pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost loop,
-then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves: the same
-network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates` updates of
-up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture alone is kept.
+One line a finished cell (set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost
+loop, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
+the same network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates`
+updates of up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture
+alone is kept. bccd has a test split of its own; of raccoon, of whose pictures starter-detector has learnt, the validation split
+is the test, and the base must be one that never saw them: what the recipe makes without `--raccoon`.
 """
 
 from __future__ import annotations
@@ -30,17 +33,18 @@ STARTER = HERE.parent / "affinage" / "starters" / "starter-detector"
 ARMS = ("scratch", "backbone", "heads", "two-stage", "full")
 PLANS = {"scratch": "scratch", "backbone": "full", "heads": "frozen", "two-stage": "two-stage", "full": "full"}
 BATCH = 16
-KEY = ("pictures", "arm", "seed", "updates")
+KEY = ("data", "pictures", "arm", "seed", "updates")
 
 
-def rows(data: Path) -> dict[str, list[dict[str, Any]]]:
+def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """`train` and `test` of the official split, as rows in memory: so no validation split is read."""
     from affinage import data as reading
 
-    found = reading.read(data / "bccd")
-    assert found.test is not None
+    found = reading.read(folder)
+    test = found.test or found.validation
+    assert test is not None, f"{folder} has no split to test on"
     return {name: [_row(*pair) for pair in zip(split.inputs, split.targets, strict=True)]
-            for name, split in (("train", found.train), ("test", found.test))}  # fmt: skip
+            for name, split in (("train", found.train), ("test", test))}  # fmt: skip
 
 
 def _row(picture: Any, boxes: Any) -> dict[str, Any]:
@@ -81,34 +85,39 @@ def measured(told: argparse.Namespace, table: dict[str, Any], pictures: int, arm
 
 
 def shown(path: Path) -> str:
-    """A table: mean mAP@.5 over the seeds, their range, and how many there are."""
-    found = list(lines(path))
-    out = ["| pictures | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 1) + "|"]
-    for count in sorted({line["pictures"] for line in found}):
-        cells = []
-        for arm in ARMS:
-            values = [line["map50"] for line in found if (line["pictures"], line["arm"]) == (count, arm)]
-            said = (
-                f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)" if values else "–"
-            )
-            cells.append(said)
-        out.append(f"| {count} | " + " | ".join(cells) + " |")
-    for count in sorted({line["pictures"] for line in found}):
-        scores = {(line["arm"], line["seed"]): line["map50"] for line in found if line["pictures"] == count}
-        gaps = [
-            score - scores["full", seed]
-            for (arm, seed), score in scores.items()
-            if arm == "two-stage" and ("full", seed) in scores
+    """A table: mean mAP@.5 over the seeds, their range, and how many there are; then how two stages differ from the others."""
+    from affinage.measure.interval import paired
+
+    found: dict[tuple[str, int, int], dict[str, dict[int, float]]] = {}
+    for line in sorted(lines(path), key=lambda line: (line["data"], line["pictures"], line["updates"])):
+        key = line["data"], line["pictures"], line["updates"]
+        found.setdefault(key, {arm: {} for arm in ARMS})[line["arm"]][line["seed"]] = line["map50"]
+    out = ["| data | pictures | updates | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 3) + "|"]
+    for key, by_arm in found.items():
+        said = [
+            f"{statistics.mean(of.values()):.3f} ({min(of.values()):.3f} to {max(of.values()):.3f}, {len(of)} seeds)"
+            if of
+            else "–"
+            for of in by_arm.values()
         ]
-        if gaps:
-            out.append(f"\n{count} pictures: two-stage - full {100 * statistics.mean(gaps):+.1f} points ({len(gaps)} pairs)")
+        out.append(f"| {' | '.join(map(str, key))} | " + " | ".join(said) + " |")
+    for (name, pictures, _), by_arm in found.items():
+        for other in ("full", "scratch"):
+            left, right = by_arm["two-stage"], by_arm[other]
+            gaps = [100 * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())]
+            if len(gaps) > 1:
+                middle, low, high = paired(gaps)
+                says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(gaps)} pairs)"
+                out.append(f"\n{name}, {pictures} pictures: two-stage - {other} {says}")
     return "\n".join(out)
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked before anything is read."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds bccd")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
+    parser.add_argument("--set", default="bccd", help="a folder there")
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where another process has those before")
     parser.add_argument("--base", type=Path, default=STARTER, help="the taught detector; starter-detector if not given")
     parser.add_argument("--untaught", type=Path, help="the detector of which the backbone alone has learnt; made if not given")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "detection.jsonl")
@@ -151,23 +160,24 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     told.out.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(line[name] for name in KEY) for line in lines(told.out)}
-    table, commit = rows(told.data), facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
+    table, commit = (
+        rows(told.data / told.set),
+        facts.commit(),
+    )  # of the code that is loaded now, whatever the checkout becomes meanwhile
     if "backbone" in told.arms and told.untaught is None:
         told.untaught = untaught(Path(tempfile.mkdtemp(prefix="affinage-untaught-")))
-    for seed in range(told.seeds):
+    for seed in range(told.first, told.first + told.seeds):
         for pictures in told.pictures:
             for arm in told.arms:
-                key = (pictures, arm, seed, told.updates)
+                key = (told.set, pictures, arm, seed, told.updates)
                 if key in done:
                     continue
                 model = told.untaught if arm == "backbone" else told.base
                 found = measured(told, table, pictures, arm, seed)
-                head = {**dict(zip(KEY, key, strict=True)), "data": "bccd", "weights": digest(model), "threads": told.threads}
+                head = {**dict(zip(KEY, key, strict=True)), "weights": digest(model), "threads": told.threads}
                 append(told.out, {**head, "commit": commit, **found})
-                print(
-                    f"{pictures} pictures, {arm}, seed {seed}: mAP@.5 {found['map50']:.3f}, {found['cpu_seconds']:.0f} CPU s",
-                    flush=True,
-                )
+                says = f"mAP@.5 {found['map50']:.3f}, {found['cpu_seconds']:.0f} CPU s"
+                print(f"{told.set}, {pictures} pictures, {arm}, seed {seed}: {says}", flush=True)
     return 0
 
 

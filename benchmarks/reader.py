@@ -1,11 +1,14 @@
-"""Read sentences after spoken digits: how far 14 minutes of one voice take a recogniser that knew ten words.
+"""Other speech after spoken digits: how far a few recordings take a recogniser that knew ten words.
 
     python benchmarks/reader.py [--arms two-stage,full,scratch] [--seeds 1] [--epochs 15]
+    python benchmarks/reader.py --set yesno --recordings 10 --epochs 0 --seeds 6
     python benchmarks/reader.py --table
 
-One line a finished cell (arm, seed, epochs). ljtext_reader has no split of its own: the last 30 of its 141 utterances by name
-are the test, 111 are learnt from. The base is starter-speech, whose vocabulary of digits gives way to that of the sentences, so
-that its head begins anew in every arm. Characters count: words are mostly wrong throughout.
+One line a finished cell (set, recordings, arm, seed, epochs). A set without a split of its own is parted by name: of
+ljtext_reader the last 30 of 141 utterances are the test and 111 are learnt from, of yesno ten and ten. The base is
+starter-speech, whose vocabulary of digits gives way to that of the recordings where it lacks a letter, so that its head begins
+anew. `--recordings N` learns from N of them, and nothing is held out; all, with a share of them to choose the epoch by, if not
+given. `--epochs 0`: as many as affinage takes by itself. Of read sentences characters count: words are mostly wrong throughout.
 """
 
 from __future__ import annotations
@@ -25,26 +28,32 @@ from speech import STARTER
 
 ARMS = ("frozen", "two-stage", "full", "scratch")
 HELD = 30  # utterances
-KEY = ("arm", "seed", "epochs")
+KEY = ("set", "recordings", "arm", "seed", "epochs")
+FIRST = {"set": "ljtext_reader", "recordings": None}  # of lines that name none
 
 
 def splits(data: Path) -> dict[str, list[dict[str, str]]]:
     with (data / "manifest.csv").open(encoding="utf8", newline="") as file:
         every = sorted(csv.DictReader(file), key=lambda row: row["path"])
     rows = [{"audio": str(data / row["path"]), "transcript": row["transcript"]} for row in every]
-    return {"train": rows[:-HELD], "test": rows[-HELD:]}
+    if any(row["split"] for row in every):
+        return {name: [x for x, row in zip(rows, every, strict=True) if row["split"] == name] for name in ("train", "test")}
+    held = min(HELD, len(rows) // 2)
+    return {"train": rows[:-held], "test": rows[-held:]}
 
 
 def measured(told: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     import affinage
 
+    rows = splits(told.data / told.set)
+    few = {"labels_per_class": told.recordings, "validation": 0} if told.recordings else {}
     folder = Path(tempfile.mkdtemp(prefix="affinage-reader-"))
     try:
         run = affinage.fit(
-            told.base, splits(told.data), plan=arm, seed=seed, epochs=told.epochs, out=folder / "run", leaks="drop",
-            quiet=True,
+            told.base, rows, plan=arm, seed=seed, epochs=told.epochs or "auto", out=folder / "run", leaks="drop",
+            quiet=True, **few,
         )  # fmt: skip
-        heard = [one["text"] for one in run.predict([row["audio"] for row in splits(told.data)["test"][:3]])]
+        heard = [one["text"] for one in run.predict([row["audio"] for row in rows["test"][:3]])]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     record = run.record
@@ -64,25 +73,50 @@ def measured(told: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     }
 
 
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The finished ones."""
+    return [{**FIRST, **line} for line in lines(path)]
+
+
 def table(path: Path) -> str:
-    """Mean error rates of each arm, in percent, and what they took."""
-    out = ["| arm | epochs | characters wrong | words wrong | CPU s | seeds |", "|---|---|---:|---:|---:|---:|"]
-    found = list(lines(path))
-    for arm in ARMS:
-        for epochs in sorted({line["epochs"] for line in found if line["arm"] == arm}):
-            cells = [line for line in found if (line["arm"], line["epochs"]) == (arm, epochs)]
-            cer, wer, seconds = (statistics.mean(line[name] for line in cells) for name in ("cer", "wer", "cpu_seconds"))
-            out.append(f"| {arm} | {epochs} | {100 * cer:.1f} | {100 * wer:.1f} | {seconds:.0f} | {len(cells)} |")
+    """Mean error rates of each arm, in percent, and what they took; then how the arms differ, paired by seed."""
+    from affinage.measure.interval import paired
+
+    out = [
+        "| set | recordings | arm | epochs | characters wrong | words wrong | CPU s | seeds |",
+        "|---|---:|---|---|---:|---:|---:|---:|",
+    ]
+    found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
+    for line in cells(path):
+        key = line["set"], line["recordings"], line["epochs"]
+        found.setdefault(key, {arm: [] for arm in ARMS})[line["arm"]].append(line)
+    for (name, count, epochs), by_arm in found.items():
+        head = f"| {name} | {count or 'all'}"
+        for arm, own in by_arm.items():
+            if own:
+                cer, wer, seconds = (statistics.mean(line[metric] for line in own) for metric in ("cer", "wer", "cpu_seconds"))
+                says = f"{100 * cer:.1f} | {100 * wer:.1f} | {seconds:.0f} | {len(own)} |"
+                out.append(f"{head} | {arm} | {epochs or 'auto'} | {says}")
+    for (name, count, _), by_arm in found.items():
+        for other, metric in ((other, metric) for other in ARMS if other != "two-stage" for metric in ("cer", "wer")):
+            left, right = ({line["seed"]: line[metric] for line in by_arm[arm]} for arm in ("two-stage", other))
+            gaps = [100 * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())]
+            if len(gaps) > 1:
+                middle, low, high = paired(gaps)
+                says = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}] ({len(gaps)} seeds)"
+                out.append(f"\n{name} {count or 'all'}, {metric}: two-stage - {other} {says}")
     return "\n".join(out)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "ljtext_reader")
+    parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
+    parser.add_argument("--set", default=FIRST["set"], help="a folder there, with manifest.csv")
+    parser.add_argument("--recordings", type=int, help="to learn from; all if not given")
     parser.add_argument("--base", type=Path, default=STARTER, help="a model folder; starter-speech if not given")
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["two-stage", "full", "scratch"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=15, help="0: affinage's own number")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "reader.jsonl")
     parser.add_argument("--table", action="store_true", help="print what was measured, and stop")
     told = parser.parse_args(words)
@@ -96,17 +130,19 @@ def main(words: Sequence[str] | None = None) -> int:
     from affinage import facts
 
     torch.set_num_threads(1)
-    done = {tuple(line[k] for k in KEY) for line in lines(told.out)}
+    done = {tuple(line[k] for k in KEY) for line in cells(told.out)}
     commit = facts.commit()
     for seed in range(told.seeds):
         for arm in told.arms:
-            if (arm, seed, told.epochs) in done:
+            key = (told.set, told.recordings, arm, seed, told.epochs)
+            if key in done:
                 continue
             found = measured(told, arm, seed)
-            head = {"arm": arm, "seed": seed, "epochs": told.epochs, "weights": digest(told.base), "commit": commit}
+            head = {**dict(zip(KEY, key, strict=True)), "weights": digest(told.base), "commit": commit}
             append(told.out, {**head, **found})
             print(
-                f"{arm} seed {seed}: CER {found['cer']:.3f}, WER {found['wer']:.3f}, {found['cpu_seconds']:.0f} CPU s", flush=True
+                f"{told.set} {arm} seed {seed}: CER {found['cer']:.3f}, WER {found['wer']:.3f}, {found['cpu_seconds']:.0f} CPU s",
+                flush=True,
             )
     print(table(told.out))
     return 0

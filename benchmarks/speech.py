@@ -1,12 +1,15 @@
 """A recogniser of digits that has never heard a speaker, adapted to that speaker: runs the cells missing from a JSON-lines file.
 
     python benchmarks/speech.py
+    python benchmarks/speech.py --bases bases/without --out benchmarks/results/speech-each.jsonl
     python benchmarks/speech.py --show
 
 One line a finished cell (speaker, recordings a digit, arm, seed), seeds outermost: a partial file is balanced. The base is
-starter-speech, which has learnt from the other speakers alone. An arm is a plan of affinage; `none` is the base as it is. All are
-tested on the 50 recordings of the speaker in the data set's own test split; what is learnt from is drawn from the 450 others. A
-digit is a word; `wer_known_words` is what a beam search along a list of the ten gives.
+starter-speech, which has learnt from four speakers and is adapted to the two others; or, with `--bases`, each of the six speakers
+has a base that has learnt from the five others (examples/pretrain/speech.py --without NAME --out bases/without/NAME). An arm is a
+plan of affinage; `none` is the base as it is. All are tested on the 50 recordings of the speaker in the data set's own test
+split; what is learnt from is drawn from the 450 others. A digit is a word; `wer_known_words` is what a beam search along a list
+of the ten gives.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ def measured(cell: dict[str, Any], data: Path, base: Path) -> dict[str, Any]:
 
 
 def told(path: Path) -> None:
-    """The mean and the spread of each arm over speakers and seeds, by recordings a digit."""
+    """The mean and the spread of each arm over speakers and seeds, by recordings a digit, and each speaker's mean."""
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     words: dict[tuple[int, str], list[float]] = defaultdict(list)
     for line in lines(path):
@@ -115,6 +118,18 @@ def told(path: Path) -> None:
             f"{labels:>3} a digit  {arm:<10} WER {statistics.mean(values):6.3f}  sd {spread:.3f}  "
             f"with the ten words {known:6.3f}  cells {len(values)}"
         )
+    for speaker in speakers(path):
+        own = [line for line in lines(path) if line["speaker"] == speaker]
+        means = {
+            (labels, arm): statistics.mean([line["wer"] for line in own if (line["labels"], line["arm"]) == (labels, arm)])
+            for labels, arm in sorted({(line["labels"], line["arm"]) for line in own})
+        }
+        print(f"{speaker:<10} " + "  ".join(f"{arm} {labels}: {mean:.3f}" for (labels, arm), mean in means.items()))
+
+
+def speakers(path: Path) -> list[str]:
+    """Those that a file has cells of."""
+    return sorted({line["speaker"] for line in lines(path)})
 
 
 def gap(path: Path, labels: int, left: str, right: str) -> str:
@@ -122,10 +137,10 @@ def gap(path: Path, labels: int, left: str, right: str) -> str:
     from affinage.measure.interval import paired
 
     scores = {tuple(line[key] for key in KEYS): line["wer"] for line in lines(path)}
-    draws = sorted({key[3] for key in scores if key[1] == labels})
+    draws, people = sorted({key[3] for key in scores if key[1] == labels}), speakers(path)
     found = []
     for seed in draws:
-        both = [(scores.get((who, labels, left, seed)), scores.get((who, labels, right, seed))) for who in SPEAKERS]
+        both = [(scores.get((who, labels, left, seed)), scores.get((who, labels, right, seed))) for who in people]
         if all(one is not None and other is not None for one, other in both):
             found.append(statistics.mean(one - other for one, other in both if one is not None and other is not None))
     if len(found) < 2:
@@ -138,6 +153,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data" / "fsdd", help="fsdd's folder")
     parser.add_argument("--base", type=Path, default=STARTER, help="a model folder; starter-speech if not given")
+    parser.add_argument("--bases", type=Path, help="a folder with a base for each speaker, named after the speaker left out")
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where another process has those before")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speech.jsonl")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--show", action="store_true", help="print the table of what is there, and stop")
@@ -145,33 +162,38 @@ def main(words: Sequence[str] | None = None) -> int:
     if asked.show:
         told(asked.out)
         for labels in LABELS:
-            for other in ("full", "frozen"):
+            for other in ("full", "frozen", "scratch"):
                 print(gap(asked.out, labels, "two-stage", other))
         return 0
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when torch and numpy are imported
         os.environ[name] = "1"
     from affinage import facts
 
-    weights, commit = digest(asked.base), facts.commit()
+    bases = {name: asked.base for name in SPEAKERS}
+    if asked.bases:
+        bases = {path.parent.name: path.parent for path in sorted(asked.bases.glob("*/run.json"))}
+        if not bases:
+            parser.error(f"no finished run in {asked.bases}: make them with examples/pretrain/speech.py --without NAME")
+    weights, commit = {name: digest(base) for name, base in bases.items()}, facts.commit()
     done = {tuple(line[key] for key in KEYS): line["weights"] for line in lines(asked.out)}
     cells = [
         dict(zip(KEYS, (speaker, labels, arm, seed), strict=True))
-        for seed in range(asked.seeds)
+        for seed in range(asked.first, asked.first + asked.seeds)
         for labels in (0, *LABELS)
-        for speaker in SPEAKERS
+        for speaker in bases
         for arm in (ARMS[:1] if not labels else ARMS[1:])
         if labels or not seed  # the base as it is depends on no draw
     ]
     for number, cell in enumerate(cells, 1):
         key = tuple(cell[name] for name in KEYS)
         if key in done:
-            if done[key] != weights:
+            if done[key] != weights[cell["speaker"]]:
                 print(f"{asked.out} has {key} of another base: name another --out", file=sys.stderr)
                 return 2
             continue
-        found = measured(cell, asked.data, asked.base)
+        found = measured(cell, asked.data, bases[cell["speaker"]])
         here = {"versions": facts.versions(), "cpu": facts.hardware("")["cpu"]}
-        append(asked.out, {**cell, **found, "weights": weights, "threads": 1, "commit": commit, **here})
+        append(asked.out, {**cell, **found, "weights": weights[cell["speaker"]], "threads": 1, "commit": commit, **here})
         words_of = " ".join(map(str, key))
         print(f"[{number}/{len(cells)}] {words_of}: WER {found['wer']:.3f}, {found['cpu_seconds']:.1f} CPU s", flush=True)
     told(asked.out)

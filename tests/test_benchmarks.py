@@ -282,8 +282,12 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
     assert detection.main(["--out", str(out), "--table"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        lines[2] == "| 20 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |" and len(lines) == 4
+        lines[2] == "| bccd | 20 | 300 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |"
+        and len(lines) == 4
     )
+    words[words.index("heads,full")] = "two-stage,full"
+    assert detection.main([*words[:-1], "--set", "raccoon", "--first", "1", "--seeds", "2"]) == 0 and len(asked) == 16
+    assert "raccoon, 20 pictures: two-stage - full +0.0 points" in detection.shown(out)
 
 
 def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -308,7 +312,20 @@ def test_read_sentences_are_parted_by_name(monkeypatch: pytest.MonkeyPatch, shar
         found = {"arm": "full", "seed": seed, "epochs": 3, "cer": cer, "wer": 1.0, "cpu_seconds": 10.0 + seed}
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
-    assert reader.table(path).splitlines()[2:] == ["| full | 3 | 60.0 | 100.0 | 10 | 2 |"]
+        found |= {"set": "yesno", "recordings": 10, "arm": "two-stage", "cer": cer - 0.1}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+            file.write(json.dumps(found | {"arm": "scratch", "cer": 0.5}) + "\n")
+    told = [line for line in reader.table(path).splitlines()[2:] if line]
+    assert (
+        told[0] == "| ljtext_reader | all | full | 3 | 60.0 | 100.0 | 10 | 2 |"
+        and "| yesno | 10 | two-stage | 3 | 50.0 |" in told[1]
+    )
+    assert "yesno 10, cer: two-stage - scratch +0.0 [" in told[3] and len(told) == 5
+    yes = reader.splits(shared_data / "yesno")
+    assert len(yes["train"]) == len(yes["test"]) == 10
+    own = reader.splits(shared_data / "an4_tiny")
+    assert (len(own["train"]), len(own["test"])) == (30, 10)
 
 
 def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
