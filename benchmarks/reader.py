@@ -46,12 +46,14 @@ def measured(told: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     import affinage
 
     rows = splits(told.data / told.set)
-    few = {"labels_per_class": told.recordings, "validation": 0} if told.recordings else {}
+    more: dict[str, Any] = {"labels_per_class": told.recordings, "validation": 0} if told.recordings else {}
+    if told.epochs:
+        more["epochs"] = told.epochs
     folder = Path(tempfile.mkdtemp(prefix="affinage-reader-"))
     try:
         run = affinage.fit(
-            told.base, rows, plan=arm, seed=seed, epochs=told.epochs or "auto", out=folder / "run", leaks="drop",
-            quiet=True, **few,
+            told.base, rows, plan=arm, seed=seed, out=folder / "run", leaks="drop",
+            quiet=True, **more,
         )  # fmt: skip
         heard = [one["text"] for one in run.predict([row["audio"] for row in rows["test"][:3]])]
     finally:
