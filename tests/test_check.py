@@ -198,3 +198,12 @@ def test_a_photograph_saved_anew_is_found_and_no_other(shared_data: Path) -> Non
     found = kinds(check(data.with_splits(validation=planted)))["near-duplicate-across-splits"]
     assert {(row[1], row[3]) for row in found} <= {(data.train.ids[i], f"anew:{i}") for i in range(40)}
     assert len(found) >= 36
+
+
+def test_reasons_add_up() -> None:
+    """A row is told with its reason, or counted among the others: the parts are the whole."""
+    rows = [(f"{kind}:{i}", f"reason {kind}") for kind in range(7) for i in range(7 - kind)]
+    (finding,) = check(Data("text", "s", texts("train", ("a b", "x"), ("c d", "y")), unreadable=tuple(rows)))[:1]
+    assert finding.kind == "unreadable" and "28 rows" in finding.message
+    counts = [int(part.split()[0]) for part in finding.message.split("(")[1].split(";")]
+    assert sum(counts) == 28 and finding.message.endswith("3 reason 4; 3 for other reasons)")

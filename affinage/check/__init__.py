@@ -19,6 +19,7 @@ from .targets import in_boxes, in_labels
 __all__ = ["check", "clean", "leaders", "summary", "without_leaks", "write"]
 
 UNREADABLE = "unreadable"
+REASONS = 5  # that a line names
 
 
 def check(data: Data) -> list[Finding]:
@@ -33,7 +34,10 @@ def check(data: Data) -> list[Finding]:
         skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
         lengthy += [(name, split.ids[i], "", "") for i in long]
     if skipped:
-        reasons = "; ".join(f"{count} {why}" for why, count in Counter(why for _, why in skipped).most_common(3))
+        counted = Counter(why for _, why in skipped).most_common()
+        reasons = "; ".join(f"{count} {why}" for why, count in counted[:REASONS])
+        if more := sum(count for _, count in counted[REASONS:]):
+            reasons += f"; {more} for other reasons"
         rows = tuple(row for row, _ in skipped)
         found.append(Finding(UNREADABLE, "warning", f"{len(skipped)} rows cannot be read and are left out ({reasons})", rows))
     for name, _ in data.splits():
