@@ -1,4 +1,4 @@
-"""Dropout on a CPU for less than a third of its price: sixteen random bits an element, where torch draws a number of 53 for each."""
+"""Dropout on a CPU for less than a third of its price: sixteen random bits an element, where torch draws 53 for each."""
 
 from __future__ import annotations
 

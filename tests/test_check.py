@@ -204,6 +204,6 @@ def test_reasons_add_up() -> None:
     """A row is told with its reason, or counted among the others: the parts are the whole."""
     rows = [(f"{kind}:{i}", f"reason {kind}") for kind in range(7) for i in range(7 - kind)]
     (finding,) = check(Data("text", "s", texts("train", ("a b", "x"), ("c d", "y")), unreadable=tuple(rows)))[:1]
-    assert finding.kind == "unreadable" and "28 rows" in finding.message
+    assert finding.kind == "unreadable" and ": 28 (" in finding.message
     counts = [int(part.split()[0]) for part in finding.message.split("(")[1].split(";")]
     assert sum(counts) == 28 and finding.message.endswith("3 reason 4; 3 for other reasons)")

@@ -265,6 +265,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert started("import affinage\nassert affinage.__version__") == set()
 
 
+def test_the_linter_has_nothing_to_say() -> None:
+    for words in (["check"], ["format", "--check"]):
+        answer = subprocess.run([sys.executable, "-m", "ruff", *words, "."], capture_output=True, text=True, cwd=ROOT)
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
 def test_version_is_said_once() -> None:
     import tomllib
 

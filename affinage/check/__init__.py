@@ -39,7 +39,9 @@ def check(data: Data) -> list[Finding]:
         if more := sum(count for _, count in counted[REASONS:]):
             reasons += f"; {more} for other reasons"
         rows = tuple(row for row, _ in skipped)
-        found.append(Finding(UNREADABLE, "warning", f"{len(skipped)} rows cannot be read and are left out ({reasons})", rows))
+        found.append(
+            Finding(UNREADABLE, "warning", f"rows that cannot be read and are left out: {len(skipped)} ({reasons})", rows)
+        )
     for name, _ in data.splits():
         if not seen[name].exact.any():
             found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))

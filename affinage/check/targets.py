@@ -41,10 +41,10 @@ def in_labels(data: Data) -> list[Finding]:
 
 # ----------------------------------------------------------------------------------------------------------------- boxes
 FAULTS = {  # what `boxes.cleaned` counted -> what became of it
-    boxes.CLIPPED: "leave their picture and are clipped to it",
-    boxes.OUTSIDE: "lie outside their picture and are left out",
-    boxes.EMPTY: "have no area and are left out",
-    boxes.BROKEN: "are not finite numbers and are left out",
+    boxes.CLIPPED: "that leave their picture and are clipped to it",
+    boxes.OUTSIDE: "that lie outside their picture and are left out",
+    boxes.EMPTY: "that have no area and are left out",
+    boxes.BROKEN: "that are not finite numbers and are left out",
 }
 
 
@@ -56,13 +56,11 @@ def in_boxes(data: Data) -> list[Finding]:
             counts = [dict(target.faults).get(fault, 0) for target in split.targets]
             rows = tuple((name, row, "", "") for row, count in zip(split.ids, counts, strict=True) if count)
             if rows:
-                message = f"{sum(counts)} boxes in {len(rows)} pictures of {name} {words}"
+                message = f"boxes of {name} {words}: {sum(counts)} (pictures: {len(rows)})"
                 found.append(Finding(f"box-{fault}", "warning", message, rows))
         crowds = sum(int(target.crowd.sum()) for target in split.targets)
         if crowds:
-            message = (
-                f"{crowds} boxes of {name} are crowds or hard to tell: not taught, and neither right nor wrong in the scores"
-            )
+            message = f"boxes of {name} that are crowds or hard to tell: {crowds}, not taught, neither right nor wrong in scores"
             found.append(Finding("box-crowd", "warning", message))
         rows = tuple((name, row, "", "") for row, target in zip(split.ids, split.targets, strict=True) if not len(target))
         if rows:
