@@ -34,8 +34,9 @@ test: $(READY)  ## the fast tests
 test-all: $(READY)  ## all tests but those that need an accelerator
 	$(PYTEST) -m 'not gpu'
 
-gpu: $(READY)  ## the tests that need an accelerator
+gpu: $(READY)  ## the tests and the measurement that need an accelerator
 	$(PYTEST) -n 0 -m gpu
+	$(PY) benchmarks/throughput.py
 
 bench: $(READY)  ## the measurements in benchmarks/
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "no benchmarks yet"; exit 1; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -339,6 +340,39 @@ def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
     assert [row.split(" | ")[1:7:5] for row in engine.table(path).splitlines()[2:]] == [["1 of cpu", "4.0"], ["H", "3.0"]]
+
+
+def test_large_networks_are_counted_by_what_has_to_be_multiplied(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A BERT of base size takes 22.3 GFLOP for 128 tokens; layers that learn take three passes, frozen ones one, or one in all."""
+    import torch
+    import transformers
+
+    throughput, path = loaded("throughput", monkeypatch), tmp_path / "t.jsonl"
+    config = transformers.BertConfig()
+
+    def passes(network: str, arm: str, side: str, config: Any) -> float:
+        told = argparse.Namespace(network=network, arm=arm, side=side, epochs=6, rows=1)
+        return throughput.work(told, config) / 1e9
+
+    assert passes("bert", "full", "trainer", config) == pytest.approx(18 * 22.35, rel=1e-3)
+    assert passes("vit", "full", "trainer", transformers.ViTConfig()) == pytest.approx(
+        18 * 35.1, rel=5e-3
+    )  # 17.6 GMAC, its paper's
+    assert passes("bert", "top-2", "trainer", config) == pytest.approx(6 * (4 / 3) * 22.35, rel=1e-3)
+    assert passes("bert", "cached", "affinage", config) == pytest.approx((1 + 5 / 6 + 3) * 22.35, rel=1e-3)
+    for arm, side, rate in (("top-2", "affinage", 40), ("cached", "affinage", 90), ("top-2", "trainer", 10)):
+        found = {"network": "bert", "device": "H", "arm": arm, "side": side, "examples_a_second": rate, "utilisation": 0.5}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    rows = throughput.table(path).splitlines()[2:]
+    assert rows[0].endswith("| 40 (50 %) | – | 10 (50 %) | – | 4.0 |") and rows[1].endswith(
+        "| 90 (50 %) | – | 10 (50 %) | – | 9.0 |"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert throughput.main(["--out", str(tmp_path / "none.jsonl")]) == 0 and not (tmp_path / "none.jsonl").exists()
+    assert "needs a GPU" in capsys.readouterr().err
 
 
 def test_folds_score_every_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
