@@ -2,6 +2,7 @@
 
     python benchmarks/detection.py [--pictures 20,80,205] [--arms heads,full] [--seeds 3]
     python benchmarks/detection.py --set raccoon --base bases/detector --pictures 10,100 --arms scratch,two-stage --seeds 6
+    python benchmarks/detection.py --settings layer_decay=1 --held-out --out rates.jsonl    # a search, on no test row
     python benchmarks/detection.py --table
 
 One line a finished cell (set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost
@@ -33,7 +34,9 @@ STARTER = HERE.parent / "affinage" / "starters" / "starter-detector"
 ARMS = ("scratch", "backbone", "heads", "two-stage", "full")
 PLANS = {"scratch": "scratch", "backbone": "full", "heads": "frozen", "two-stage": "two-stage", "full": "full"}
 BATCH = 16
-KEY = ("data", "pictures", "arm", "seed", "updates")
+KEY = ("data", "pictures", "arm", "seed", "updates", "settings", "tested")
+FIRST = {"settings": "", "tested": "test"}  # of lines that name none
+HELD = 0.25  # of the training pictures that --held-out tests on
 
 
 def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -45,6 +48,18 @@ def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
     assert test is not None, f"{folder} has no split to test on"
     return {name: [_row(*pair) for pair in zip(split.inputs, split.targets, strict=True)]
             for name, split in (("train", found.train), ("test", test))}  # fmt: skip
+
+
+def held_out(table: dict[str, list[dict[str, Any]]], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The training rows alone, parted anew by the seed: for a search, which is to see no test row."""
+    import numpy as np
+
+    order = np.random.default_rng([1000, seed]).permutation(len(table["train"]))
+    count = round(HELD * len(order))
+    return {
+        "train": [table["train"][i] for i in sorted(order[count:])],
+        "test": [table["train"][i] for i in sorted(order[:count])],
+    }
 
 
 def _row(picture: Any, boxes: Any) -> dict[str, Any]:
@@ -61,7 +76,9 @@ def measured(told: argparse.Namespace, table: dict[str, Any], pictures: int, arm
     folder = Path(tempfile.mkdtemp(prefix="affinage-detection-"))
     started = time.process_time()
     try:
+        options = dict(pair.split("=") for pair in told.settings.split(",") if pair)
         run = affinage.fit(
+            **{name: float(value) for name, value in options.items()},
             model=told.base if arm not in ("backbone",) else told.untaught, data=table, plan=PLANS[arm], seed=seed,
             labels_per_class=pictures if count < len(table["train"]) else None, batch_size=BATCH, leaks="drop",
             epochs=ceil(told.updates / ceil(count / BATCH)), out=folder / "run", quiet=True,
@@ -84,13 +101,20 @@ def measured(told: argparse.Namespace, table: dict[str, Any], pictures: int, arm
     }
 
 
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The finished ones."""
+    return [{**FIRST, **line} for line in lines(path)]
+
+
 def shown(path: Path) -> str:
     """A table: mean mAP@.5 over the seeds, their range, and how many there are; then how two stages differ from the others."""
     from affinage.measure.interval import paired
 
-    found: dict[tuple[str, int, int], dict[str, dict[int, float]]] = {}
-    for line in sorted(lines(path), key=lambda line: (line["data"], line["pictures"], line["updates"])):
-        key = line["data"], line["pictures"], line["updates"]
+    found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
+    for line in sorted(cells(path), key=lambda line: tuple(line[name] for name in KEY)):
+        key = tuple(line[name] for name in ("data", "pictures", "updates"))
+        if line["settings"] or line["tested"] != "test":
+            key = (f"{line['data']}, {line['tested']}, {line['settings'] or 'defaults'}", *key[1:])
         found.setdefault(key, {arm: {} for arm in ARMS})[line["arm"]][line["seed"]] = line["map50"]
     out = ["| data | pictures | updates | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 3) + "|"]
     for key, by_arm in found.items():
@@ -117,6 +141,8 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
     parser.add_argument("--set", default="bccd", help="a folder there")
+    parser.add_argument("--settings", default="", help="numbers for fit, such as learning_rate=2e-3,layer_decay=1")
+    parser.add_argument("--held-out", action="store_true", help="test on a quarter of the training pictures")
     parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where another process has those before")
     parser.add_argument("--base", type=Path, default=STARTER, help="the taught detector; starter-detector if not given")
     parser.add_argument("--untaught", type=Path, help="the detector of which the backbone alone has learnt; made if not given")
@@ -159,7 +185,7 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_num_threads(told.threads)
     transformers.logging.set_verbosity_error()
     told.out.parent.mkdir(parents=True, exist_ok=True)
-    done = {tuple(line[name] for name in KEY) for line in lines(told.out)}
+    done = {tuple(line[name] for name in KEY) for line in cells(told.out)}
     table, commit = (
         rows(told.data / told.set),
         facts.commit(),
@@ -169,15 +195,15 @@ def main(words: Sequence[str] | None = None) -> int:
     for seed in range(told.first, told.first + told.seeds):
         for pictures in told.pictures:
             for arm in told.arms:
-                key = (told.set, pictures, arm, seed, told.updates)
+                key = (told.set, pictures, arm, seed, told.updates, told.settings, "held out" if told.held_out else "test")
                 if key in done:
                     continue
                 model = told.untaught if arm == "backbone" else told.base
-                found = measured(told, table, pictures, arm, seed)
+                found = measured(told, held_out(table, seed) if told.held_out else table, pictures, arm, seed)
                 head = {**dict(zip(KEY, key, strict=True)), "weights": digest(model), "threads": told.threads}
                 append(told.out, {**head, "commit": commit, **found})
                 says = f"mAP@.5 {found['map50']:.3f}, {found['cpu_seconds']:.0f} CPU s"
-                print(f"{told.set}, {pictures} pictures, {arm}, seed {seed}: {says}", flush=True)
+                print(f"{told.set}, {pictures} pictures, {arm}, seed {seed}, {told.settings}: {says}", flush=True)
     return 0
 
 
