@@ -83,8 +83,8 @@ def configured(source: Any, classes: Sequence[str], *, task: str, revision: str 
         source,
         task,
     )
-    if hasattr(config, "problem_type"):
-        config.problem_type = "single_label_classification"
+    if hasattr(config, "problem_type"):  # of boxes and speech it is none: transformers opens no folder of one class that has it
+        config.problem_type = "single_label_classification" if task.endswith("classification") else None
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ from affinage.inputs import net_of
 from affinage.lora import adapt, merge
 from affinage.rates import decayed, resolve
 from affinage.tasks.object_detection import task
+from affinage.trained import load
 
 from .. import detectors
 
@@ -256,6 +258,22 @@ def test_a_run_from_end_to_end(models: Any, source: Path, tmp_path: Path, monkey
     (tmp_path / "file").write_text("", encoding="utf8")
     assert cli.main([*words, str(tmp_path / "file")]) == 2
     T.pipeline("object-detection", model=str(tmp_path / "run"))(str(source / "images" / "test-0.png"))
+
+
+def test_one_class(models: Any, source: Path, tmp_path: Path) -> None:
+    """A detector of one kind of thing, which is what most people want first, opens again, here and in a plain pipeline."""
+    data = tmp_path / "data"
+    shutil.copytree(source, data)
+    for file in data.glob("*.json"):
+        whole = json.loads(file.read_text(encoding="utf8"))
+        whole["categories"] = whole["categories"][:1]
+        whole["annotations"] = [note | {"category_id": 0} for note in whole["annotations"]]
+        file.write_text(json.dumps(whole), encoding="utf8")
+    done = run.fit(models("rt_detr"), data, plan="full", epochs=1, out=tmp_path / "run", quiet=True, batch_size=4)
+    picture = source / "images" / "test-0.png"
+    assert done.classes == ["disc"] and {box["label"] for box in done.predict([picture])[0]["boxes"]} <= {"disc"}
+    assert load(tmp_path / "run").evaluate(data)["map"] == done.record["test"]["map"]
+    T.pipeline("object-detection", model=str(tmp_path / "run"))(str(picture))
 
 
 def test_low_rank_updates(family: str, models: Any, source: Path) -> None:
