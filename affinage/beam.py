@@ -48,7 +48,10 @@ def words_of(path: Path) -> tuple[list[str], bool]:
     try:
         with path.open(encoding="utf8") as file:
             first = next((line for line in file if line.strip()), "").strip()
+            mark, first = first.startswith("\ufeff"), first.lstrip("\ufeff")
             ngrams = first == "\\data\\"
+            if ngrams and mark:  # which a list may have: KenLM reads no such file
+                raise AffinageError(f"{path} begins with a byte order mark, as no ARPA file does: save it as UTF-8 without one")
             found = list(_unigrams(file)) if ngrams else [first, *(line.strip() for line in file)]
     except (OSError, UnicodeDecodeError) as error:
         raise AffinageError(
@@ -101,8 +104,18 @@ def searcher(
         raise AffinageError("a language model needs a vocabulary with a sign between words, and this one has none")
     words, ngrams = words_of(language_model)
     spelled = {word: ids for word in dict.fromkeys(words) if (ids := spell(tokenizer, word))}
+    unknown = [word for word in words if word not in spelled]
     if not spelled:
-        raise AffinageError(f"this vocabulary can spell no word of {language_model} ({', '.join(words[:5])}...)")
+        letters = " ".join(sorted(token for token in tokenizer.get_vocab() if len(token) == 1 and token.isalnum()))
+        raise AffinageError(
+            f"this vocabulary can spell no word of {language_model} ({', '.join(words[:5])}...): expected words of {letters}"
+        )
+    if unknown:
+        print(
+            f"affinage: {len(unknown)} of {len(words)} words of {language_model} cannot be spelled with this vocabulary, and are "
+            f"never heard ({', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''})",
+            file=sys.stderr,
+        )
     from flashlight.lib.text.dictionary import create_word_dict
 
     numbers = create_word_dict({**{word: [[word]] for word in spelled}, "<unk>": [[]]})

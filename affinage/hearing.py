@@ -72,7 +72,7 @@ def extractor(source: str | Path, *, task: str, revision: str | None) -> Any:
     """
     import transformers
 
-    from affinage import pretrained
+    from affinage import pretrained, starters
 
     if Path(source).is_dir() and (Path(source) / "config.json").exists():
         there = [name for name in ("preprocessor_config.json", "processor_config.json") if (Path(source) / name).exists()]
@@ -81,11 +81,18 @@ def extractor(source: str | Path, *, task: str, revision: str | None) -> Any:
                 f"{source} has no preprocessor_config.json, which says how the model wants its sound (rate, scale): "
                 "copy it from the checkpoint that the model came from"
             )
-    return pretrained.guarded(
-        lambda: transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision, trust_remote_code=False),
-        source,
-        task,
-    )
+
+    def found() -> Any:
+        try:
+            return transformers.AutoFeatureExtractor.from_pretrained(source, revision=revision, trust_remote_code=False)
+        except ValueError as error:
+            if "Unrecognized feature extractor" not in str(error):
+                raise
+            raise AffinageError(
+                f"{starters.called(source)} is not a model for {task}: it has no feature extractor for sound"
+            ) from error
+
+    return pretrained.guarded(found, source, task)
 
 
 def settled(config: Any) -> None:

@@ -58,6 +58,8 @@ def check_data(data: Any, *, task: str | None = None, **columns: Any) -> list[Fi
     validation = columns.pop("validation", None)
     kind, wanted = tasks.wanted(task)
     found = reading.read(data, columns=columns_of(columns, wanted), test=test, validation=validation, kind=kind)
+    if task is not None:
+        tasks.find(task, found.kind, found.labels)  # what `fit` would refuse
     return check(found)
 
 
@@ -150,6 +152,10 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     choose("plan", settings.plan, plans.NAMES)  # a slip of the pen is told before minutes of reading
+    if settings.plan in plans.WHOLE and settings.unfreeze not in ("auto", 0 if settings.plan == "frozen" else "all"):
+        raise AffinageError(
+            f"--unfreeze {settings.unfreeze} is for the plans two-stage and full: {settings.plan} {plans.WHOLE[settings.plan]}"
+        )
     data, findings, task = _read(settings)
     model = starters.named(settings.model, task.name, task.kind)
     revision = hub.pinned(model, settings.revision) if isinstance(starters.place(model), str) else settings.revision
@@ -210,6 +216,8 @@ def _suits(settings: config.Settings, task: Task) -> None:
     for name, idle in spoken.items():
         if getattr(settings, name) != idle and name not in fields:
             raise AffinageError(f"--{name.replace('_', '-')} is for speech recognition, not for {task.name}")
+    if settings.max_length is not None and task.kind != "text":
+        raise AffinageError(f"--max-length counts tokens of text, and {task.name} has none: leave it out")
     if settings.views and not (task.classifies and task.kind == "image"):
         raise AffinageError(f"--views is for image classification, not for {task.name}")
     if settings.mix and not (task.classifies and task.kind == "image"):

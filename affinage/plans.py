@@ -17,6 +17,13 @@ HAND_OVER = 0.3
 # Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.7 points at 8 labels a
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
+# Plans that say themselves what learns.
+WHOLE = {
+    "frozen": "trains the head alone",
+    "scratch": "trains all of it",
+    "lora": "adds to every block",
+    "gradual": "goes through the blocks one by one",
+}
 HEAD_RATE = 3e-3  # of a head that trains alone: what it reads does not move
 HEAD_STEPS = 600  # updates at most of such a head, where there are few rows
 DEEP_RATE = 1e-3  # where it is more than one layer: boxes that were learnt well are lost at more

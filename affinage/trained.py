@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from affinage import config, tasks
 from affinage import data as reading
+from affinage.check import left_out, readable
 from affinage.errors import AffinageError, nearest
 from affinage.features import answered, device
 from affinage.inputs import columns_of
@@ -69,17 +71,29 @@ class Run:
     def evaluate(self, data: Any, split: str | None = None, **columns: Any) -> dict[str, Any]:
         """The scores on labelled rows: the test split of `data` if it has one, else its only one; `split` says which, or "all".
 
+        Rows that cannot be read are left out, as in `fit`, and counted on stderr.
+
         Raises:
-            AffinageError: no such split, another kind of data, or no label that the run knows.
+            AffinageError: no such split, another kind of data, or of labels, or no label that the run knows.
         """
         found = reading.read(data, columns=columns_of(columns, self.task.labels), kind=self.task.kind)
         if found.kind != self.task.kind:
             raise AffinageError(f"this run does {self.task.name}, but {data} is {found.kind} data")
+        if found.labels != self.task.labels:
+            raise AffinageError(
+                f"this run does {self.task.name} and learnt from rows with {self.task.labels}, but {data} has rows with "
+                f"{found.labels}"
+            )
         splits = dict(found.splits())
         name = split or ("test" if "test" in splits else "validation" if "validation" in splits else "train")
         if name not in splits:
             raise AffinageError(f"no split '{name}' in {data}{nearest(name, splits)} (it has {', '.join(splits)})")
-        chosen = splits[name]
+        chosen, broken = readable(splits[name], found.kind)
+        broken += [why for _, why in found.unreadable]
+        if broken:
+            print(f"affinage: {left_out(broken)}", file=sys.stderr)
+        if not len(chosen):
+            raise AffinageError(f"no row of {data} can be read")
         targets = self.task.known(chosen.targets, self.names, str(data))
         shown = name if split or len(splits) > 1 else "all"  # a file by itself is no training split
         return {"split": shown, **self.task.score(self._answers(chosen.inputs), targets)}

@@ -94,6 +94,7 @@ class Data:
     classes: tuple[str, ...] | None = None  # an order that the source itself declares (ClassLabel); else the training split's
     unreadable: tuple[tuple[str, str], ...] = ()  # (row id, why) of what was skipped
     labels: Labels = "class"
+    only: str = "train"  # what the source calls the split that is here `train`, where it has no other
 
     def splits(self) -> Iterator[tuple[str, Split]]:
         """(name, split) for each split that is there."""
@@ -117,6 +118,7 @@ class Finding:
     rows: tuple[
         tuple[str, str, str, str], ...
     ] = ()  # (split, id, other split, other id) of the offenders; "" where there is no other
+    reasons: tuple[str, ...] = ()  # of each row, where they differ; else the message is the reason
 
 
 # -------------------------------------------------------------------------------------------------------- what learns

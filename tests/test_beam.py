@@ -11,7 +11,7 @@ import pytest
 
 from affinage import beam
 from affinage.errors import AffinageError
-from affinage.tasks.automatic_speech_recognition import _spell, made, spelled
+from affinage.tasks.automatic_speech_recognition import _spell, _spell_plain, made, spelled
 
 ARPA = """\\data\\
 ngram 1=5
@@ -106,7 +106,8 @@ def test_the_n_grams_count_as_much_as_they_are_told_to(tmp_path: Path) -> None:
         (None, "cannot read the language model"),
         ("", "holds no word"),
         ("two words\n", "'two words', which is no word"),
-        ("xylophone\n", "can spell no word of"),
+        ("xylophone\n", "can spell no word of .*: expected words of a b$"),
+        ("\ufeff\\data\\\nngram 1=9\n", "begins with a byte order mark"),
         ("\\data\\\nngram 1=9\n\n\\1-grams:\n-1\tba\n", "is not a valid ARPA file"),
     ],
 )
@@ -117,6 +118,19 @@ def test_no_language_model(text: str | None, error: str, tmp_path: Path) -> None
     with pytest.raises(AffinageError, match=error) as raised:
         beam.searcher(made("ab"), path, 1.0, _spell)
     assert "\n" not in str(raised.value) and (str(path) in str(raised.value))
+
+
+def test_a_list_from_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A byte order mark, capitals and signs are folded as transcripts are; what cannot be spelled is said."""
+    path, tokenizer = tmp_path / "words.txt", made("slend")
+    path.write_text("\ufeffSEND.\nxylophone\nLend\n", encoding="utf8")
+    search = beam.searcher(tokenizer, path, 1.0, _spell_plain)
+    for said in ("s.e.nn.d", "l.e.n.d"):
+        table = frames(said, tokenizer)
+        assert [word for word, *_ in spelled(table, tokenizer, search(np.log(table)))] == [
+            said.replace(".", "").replace("nn", "n")
+        ]
+    assert "1 of 3 words of" in (told := capsys.readouterr().err) and "(xylophone)" in told
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from affinage.check import check, clean, summary, without_leaks, write
+from affinage.check import check, clean, left_out, readable, summary, without_leaks, write
 from affinage.check.content import fold
 from affinage.data import read
 from affinage.types import Data, Finding, Split
@@ -123,6 +123,13 @@ def test_image_faults(tmp_path: Path) -> None:
     findings = check(data)
     found = kinds(findings)
     assert [row[1] for row in found["unreadable"]] == ["train:1", "train:2", "train:3"]
+    write(findings, tmp_path / "found.csv")
+    with (tmp_path / "found.csv").open(encoding="utf8", newline="") as file:
+        told = {row["id"]: row["message"] for row in csv.DictReader(file) if row["kind"] == "unreadable"}
+    assert "truncated" in told["train:1"] and told["train:2"] == "not an image" and told["train:3"] == "no such file"
+    whole, why = readable(train, "image")
+    assert list(whole.ids) == ["train:0", "train:4", "train:5"] and ": 3 (" in left_out(why)
+    assert "image file is truncated;" in left_out(why), "what differs from file to file is not counted apart"
     assert found["duplicate-across-splits"] == (("train", "train:5", "test", "test:2"),)
     assert found["near-duplicate-across-splits"] == (
         ("train", "train:0", "test", "test:0"),
@@ -198,6 +205,16 @@ def test_a_photograph_saved_anew_is_found_and_no_other(shared_data: Path) -> Non
     found = kinds(check(data.with_splits(validation=planted)))["near-duplicate-across-splits"]
     assert {(row[1], row[3]) for row in found} <= {(data.train.ids[i], f"anew:{i}") for i in range(40)}
     assert len(found) >= 36
+
+
+def test_what_is_no_transcript_and_what_is_no_train(tmp_path: Path) -> None:
+    noise = [(np.random.default_rng(i).normal(0, 0.1, 8000).astype(np.float32), 8000) for i in range(3)]
+    split = Split(noise, ["one", "?!", "two"], ["a", "b", "c"])
+    found = check(Data("audio", "s", split, labels="transcript"))
+    assert [(f.kind, f.rows[0][1], f.reasons) for f in found] == [("unreadable", "b", ("no letter or digit in its transcript",))]
+    (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "x", "split": "test"}\n', encoding="utf8")
+    only = Data("text", "s", texts("train", ("one", "a"), ("two", "b")), only="test")
+    assert "one split alone, called test" in next(f.message for f in check(only) if f.kind == "one-split")
 
 
 def test_reasons_add_up() -> None:

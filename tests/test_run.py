@@ -160,6 +160,34 @@ def test_load_and_evaluate(text_run: affinage.Run, texts: Path, tmp_path: Path) 
         made.evaluate([{"text": "apple", "label": "red"}, {"text": "plum", "label": "blue"}])
 
 
+def test_evaluate_leaves_out_what_fit_leaves_out(
+    image_run: affinage.Run, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken picture, counted on stderr; data with other labels is refused."""
+    shutil.copytree(pictures / "test", tmp_path / "later")
+    scores = image_run.evaluate(tmp_path / "later")
+    next((tmp_path / "later").glob("*/*.png")).with_name("broken.png").write_bytes(b"no picture")
+    assert image_run.evaluate(tmp_path / "later") == scores
+    assert "rows that cannot be read and are left out: 1 (1 not an image)" in capsys.readouterr().err
+    rows = [{"image": next(pictures.glob("test/*/*.png")), "objects": {"bbox": [[1, 1, 5, 5]], "categories": ["a"]}}]
+    with pytest.raises(AffinageError, match=r"learnt from rows with class, but .* has rows with boxes"):
+        image_run.evaluate(rows)
+
+
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        ({"plan": "frozen", "unfreeze": 2}, "--unfreeze 2 is for the plans two-stage and full: frozen trains the head alone"),
+        ({"plan": "scratch", "unfreeze": 2}, "scratch trains all of it"),
+        ({"max_length": 5}, "--max-length counts tokens of text"),
+    ],
+)
+def test_settings_that_would_do_nothing(wishes: dict[str, Any], words: str, pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(AffinageError, match=words):
+        affinage.fit("starter-vision", pictures, out=tmp_path / "run", quiet=True, **wishes)
+    assert not (tmp_path / "run").exists()
+
+
 def test_image_forms(image_run: affinage.Run, pictures: Path) -> None:
     path = next(pictures.glob("test/*/*.png"))
     forms = [path, str(path), path.read_bytes(), Image.open(path).convert("RGB"), np.asarray(Image.open(path))]

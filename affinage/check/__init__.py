@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from affinage.types import Data, Finding
+from affinage.types import Data, Finding, Kind, Split
 
 from .content import LONG, LONG_SOUND, Seen, images, sounds, texts
 from .duplicates import DUPLICATE, Row, across, leaders, within
 from .targets import in_boxes, in_labels
 
-__all__ = ["check", "clean", "leaders", "summary", "without_leaks", "write"]
+__all__ = ["check", "clean", "leaders", "left_out", "readable", "summary", "without_leaks", "write"]
 
 UNREADABLE = "unreadable"
 REASONS = 5  # that a line names
+LOOK = {"image": images, "audio": sounds, "text": texts}
 
 
 def check(data: Data) -> list[Finding]:
@@ -29,19 +31,19 @@ def check(data: Data) -> list[Finding]:
     seen: dict[str, Seen] = {}
     lengthy: list[Row] = []
     for name, split in data.splits():
-        look = {"image": images, "audio": sounds, "text": texts}[data.kind]
-        seen[name], broken, long = look(split)
+        seen[name], broken, long = LOOK[data.kind](split)
         skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
         lengthy += [(name, split.ids[i], "", "") for i in long]
+        if data.labels == "transcript":
+            gone = {i for i, _ in broken}
+            mute = (i for i, said in enumerate(split.targets) if i not in gone and not any(c.isalnum() for c in said))
+            skipped += [((name, split.ids[i], "", ""), "no letter or digit in its transcript") for i in mute]
     if skipped:
-        counted = Counter(why for _, why in skipped).most_common()
-        reasons = "; ".join(f"{count} {why}" for why, count in counted[:REASONS])
-        if more := sum(count for _, count in counted[REASONS:]):
-            reasons += f"; {more} for other reasons"
-        rows = tuple(row for row, _ in skipped)
-        found.append(
-            Finding(UNREADABLE, "warning", f"rows that cannot be read and are left out: {len(skipped)} ({reasons})", rows)
-        )
+        reasons = tuple(why for _, why in skipped)
+        found.append(Finding(UNREADABLE, "warning", left_out(reasons), tuple(row for row, _ in skipped), reasons))
+    if data.only != "train":
+        message = f"{data.source} has one split alone, called {data.only}: it is trained on, and nothing is left to test on"
+        found.append(Finding("one-split", "warning", message))
     for name, _ in data.splits():
         if not seen[name].exact.any():
             found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
@@ -58,6 +60,23 @@ def check(data: Data) -> list[Finding]:
         found.append(Finding("long-text" if data.kind == "text" else "long-recording", "warning", message, tuple(lengthy)))
     order = ("error", "leak", "warning")
     return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def left_out(reasons: Sequence[str]) -> str:
+    """One line for these rows, a reason a row: how many of each, without what differs from file to file."""
+    counted = Counter(re.sub(r" \(.*", "", why) for why in reasons).most_common()
+    said = "; ".join(f"{count} {why}" for why, count in counted[:REASONS])
+    if more := sum(count for _, count in counted[REASONS:]):
+        said += f"; {more} for other reasons"
+    return f"rows that cannot be read and are left out: {len(reasons)} ({said})"
+
+
+def readable(split: Split, kind: Kind) -> tuple[Split, list[str]]:
+    """(the rows that can be read, why each other one cannot)."""
+    _, broken, _ = LOOK[kind](split)
+    gone = {i for i, _ in broken}
+    kept = split.take(np.array([i for i in range(len(split)) if i not in gone], np.int64)) if gone else split
+    return kept, [why for _, why in broken]
 
 
 def clean(data: Data, findings: Sequence[Finding]) -> Data:
@@ -83,9 +102,9 @@ def write(findings: Sequence[Finding], path: Path) -> None:
         lines = csv.writer(file)
         lines.writerow(("kind", "severity", "split", "id", "other_split", "other_id", "message"))
         for finding in findings:
-            lines.writerows(
-                (finding.kind, finding.severity, *row, finding.message) for row in finding.rows or (("", "", "", ""),)
-            )
+            rows = finding.rows or (("", "", "", ""),)
+            reasons = finding.reasons or (finding.message,) * len(rows)
+            lines.writerows((finding.kind, finding.severity, *row, why) for row, why in zip(rows, reasons, strict=True))
 
 
 def _without(data: Data, gone: set[tuple[str, str]]) -> Data:

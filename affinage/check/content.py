@@ -115,7 +115,13 @@ def sounds(split: Split) -> tuple[Seen, list[tuple[int, str]], list[int]]:
 
 def _short(error: str) -> str:
     """Why a recording cannot be read, without its name."""
-    for word, why in (("no recording at", "no such file"), ("is an empty file", "empty file"), ("no samples", "no samples")):
+    for word, why in (
+        ("no recording at", "no such file"),
+        ("is an empty file", "empty file"),
+        ("no samples", "no samples"),
+        ("are no numbers", "samples that are no numbers"),
+        ("a rate of", "fewer than 8,000 samples a second"),
+    ):
         if word in error:
             return why
     return "no recording that can be read"

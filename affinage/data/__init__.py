@@ -44,6 +44,10 @@ def read(
         AffinageError: nothing there, not readable, or not of the kind; one line with the way out.
     """
     tables = _tables(source, columns, kind)
+    only = "train"
+    if len(tables) == 1 and "train" not in tables:
+        ((only, table),) = tables.items()
+        tables = {"train": table}
     for name, other in (("validation", validation), ("test", test)):
         if other is not None:
             tables[name] = _only(_tables(other, columns, kind or tables["train"].kind), name, other)
@@ -62,7 +66,9 @@ def read(
     # A validation or test split of which nothing can be used is none; `unreadable` says so.
     splits = {name: Split(table.inputs, table.targets, table.ids) for name, table in tables.items() if table.inputs}
     unreadable = tuple(row for name in ("train", "validation", "test") if name in tables for row in tables[name].unreadable)
-    data = Data(train.kind, _named(source), splits["train"], classes=train.classes, unreadable=unreadable, labels=train.labels)
+    data = Data(
+        train.kind, _named(source), splits["train"], classes=train.classes, unreadable=unreadable, labels=train.labels, only=only
+    )
     return data.with_splits(**splits)
 
 
@@ -70,9 +76,7 @@ def _tables(source: Any, columns: Columns, kind: str | None) -> dict[str, Table]
     for reader in readers():
         if reader.accepts(source):
             tables: dict[str, Table] = reader.read(source, columns, kind)
-            if len(tables) == 1:
-                return {"train": next(iter(tables.values()))}
-            if "train" not in tables:
+            if len(tables) > 1 and "train" not in tables:
                 raise AffinageError(f"{_named(source)} has no split 'train' (found: {', '.join(tables)})")
             return tables
     raise AffinageError(f"no such file or folder: {source}")
@@ -84,7 +88,7 @@ def _only(tables: dict[str, Table], name: str, source: Any) -> Table:
         return tables[name]
     if len(tables) > 1:
         raise AffinageError(f"{_named(source)} holds {', '.join(tables)} and no {name}; name one of them for --{name}")
-    return tables["train"]
+    return next(iter(tables.values()))
 
 
 def _named(source: Any) -> str:

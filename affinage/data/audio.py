@@ -97,7 +97,12 @@ def _rows(file: Path, most: int | None = None) -> list[tuple[int, dict[str, Any]
         if file.suffix.lower() == ".jsonl":
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    row = json.loads(line)
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise AffinageError(
+                            f"{file.name} line {number} is not JSON: {error.msg} at column {error.colno}"
+                        ) from None
                     if not isinstance(row, dict):
                         raise AffinageError(f'{file.name} line {number} is no object such as {{"file_name": "…", "text": "…"}}')
                     found.append((number, row))

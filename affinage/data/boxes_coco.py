@@ -102,7 +102,16 @@ def _table(path: Path) -> Table:
         first = whole["images"][0]["file_name"]
         raise AffinageError(f"none of the {len(unreadable)} pictures that {path.name} names is there, first {places[0] / first}: "
                             "paths count from the folder of the file")  # fmt: skip
-    unreadable += [(f"{path.name}: image {number}", "boxes of an image that is not listed") for number in things]
+    listed = {str(image["id"]) for image in whole["images"]}
+    unreadable += [
+        (
+            f"{path.name}: image {number}",
+            "boxes whose image_id is text where the id is a number, or the other way round"
+            if str(number) in listed
+            else "boxes of an image that is not listed",
+        )
+        for number in things
+    ]
     order = tuple(dict.fromkeys(names[number] for number in sorted(names)))
     return Table("image", inputs, targets, ids, order, tuple(unreadable), "boxes")
 
@@ -116,6 +125,10 @@ def _parsed(path: Path) -> dict[str, Any]:
         rows = whole.get(part)
         if not isinstance(rows, list) or not all(isinstance(row, dict) and all(need in row for need in needs) for row in rows):
             raise AffinageError(f"{path.name} is not COCO: expected '{part}' to be a list of objects with {', '.join(needs)}")
+    for part, name in (("images", "id"), ("annotations", "image_id"), ("annotations", "category_id"), ("categories", "id")):
+        odd = next((row[name] for row in whole[part] if not isinstance(row.get(name), int | str | None)), None)
+        if odd is not None:
+            raise AffinageError(f"{path.name} has the {name} {str(odd)[:40]} in '{part}': expected a number or a text")
     return whole
 
 

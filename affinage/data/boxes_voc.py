@@ -40,8 +40,8 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
     return {split: _table(root, split, pairs) for split, pairs in _splits(root).items()}
 
 
-def _splits(root: Path) -> dict[str, list[tuple[Path, Path]]]:
-    """(picture, XML) by split; pictures without XML are none of VOC's."""
+def _splits(root: Path) -> dict[str, list[tuple[Path, Path | None]]]:
+    """(picture, XML) by split, wherever a list or an XML file names one; other pictures are none of VOC's."""
     if (root / "Annotations").is_dir():
         notes = {file.stem: file for file in sorted((root / "Annotations").glob("*.xml"))}
         pictures = _pictures(root / "JPEGImages") or _pictures(root / "images") or _pictures(root / "Annotations")
@@ -53,8 +53,8 @@ def _splits(root: Path) -> dict[str, list[tuple[Path, Path]]]:
             listed = next((file for file in lists if file.is_file()), None)
             if listed is not None:
                 names = [line.split()[0] for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-                found[split] = [(pictures.get(name, root / f"{name}.jpg"), notes[name]) for name in names if name in notes]
-                if not found[split]:
+                found[split] = [(pictures.get(name, root / f"{name}.jpg"), notes.get(name)) for name in names]
+                if not any(note for _, note in found[split]):
                     raise AffinageError(f"{listed} names no file in Annotations: expected names such as {next(iter(notes))}")
         return found or {"train": [(pictures.get(name, root / f"{name}.jpg"), note) for name, note in notes.items()]}
     places = {SPLITS[entry.name.lower()]: entry for entry in sorted(root.iterdir()) if entry.name.lower() in SPLITS}
@@ -63,9 +63,8 @@ def _splits(root: Path) -> dict[str, list[tuple[Path, Path]]]:
         notes_here = sorted(place.glob("*.xml")) if place.is_dir() else []
         if notes_here:  # else its pictures, which may be a million, are not even listed
             pictures = _pictures(place)
-            pairs = [(pictures[file.stem], file) for file in notes_here if file.stem in pictures]
-            if pairs:
-                found[split] = pairs
+            if any(file.stem in pictures for file in notes_here):
+                found[split] = [(pictures.get(file.stem, file.with_suffix(".jpg")), file) for file in notes_here]
     return found
 
 
@@ -75,12 +74,12 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in IMAGES}
 
 
-def _table(root: Path, split: str, pairs: Iterable[tuple[Path, Path]]) -> Table:
+def _table(root: Path, split: str, pairs: Iterable[tuple[Path, Path | None]]) -> Table:
     inputs, targets, ids, unreadable = [], [], [], []
     for picture, note in pairs:
         name = picture.relative_to(root).as_posix()
-        size, why = size_of(picture)
-        if why:
+        size, why = size_of(picture) if note else ((0, 0), "no such file in Annotations")
+        if why or not note:
             unreadable.append((name, why))
             continue
         names, corners, hard = things(note)

@@ -11,6 +11,7 @@ from ..pictures import size_of
 from ..types import Columns
 from .table import IMAGES, SPLITS, Table
 
+PIXELS = 2.0  # no box that is meant as shares reaches so far out of its picture
 NAMES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 
 
@@ -36,6 +37,11 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
     file = path if path.is_file() else next(path / name for name in NAMES if (path / name).is_file())
     told = _told(file)
     names = told["names"]
+    if isinstance(names, dict) and not all(str(number).isdigit() for number in names):
+        odd = next(number for number in names if not str(number).isdigit())
+        raise AffinageError(
+            f"{file.name} gives the class '{names[odd]}' the number '{odd}': expected names: [cat, dog] or 0: cat"
+        )
     classes = {int(n): str(name) for n, name in names.items()} if isinstance(names, dict) else dict(enumerate(map(str, names)))
     base = file.parent / str(told.get("path") or "")
     if not base.is_dir():
@@ -119,7 +125,12 @@ def _things(notes: Path, classes: dict[int, str], size: tuple[int, int]) -> tupl
         if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
             raise AffinageError(f"{notes.name} line {number} is no box ('{line[:40]}'): expected class x y width height")
         if which not in classes:
-            raise AffinageError(f"{notes.name} line {number} is of class {line.split()[0]}, but data.yaml names {len(classes)}")
+            known = f"{min(classes)} to {max(classes)}" if len(classes) > 1 else f"{min(classes)} alone"
+            raise AffinageError(f"{notes.name} line {number} is of class {line.split()[0]}, but data.yaml names {known}")
+        if max(shares) > PIXELS:
+            raise AffinageError(
+                f"{notes.name} line {number} seems to count in pixels ('{line[:40]}'): expected shares of the picture from 0 to 1"
+            )
         if len(shares) == 4:
             x, y, width, height = shares
             box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]

@@ -25,7 +25,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tiff", ".tif")
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au")
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 UNSAID = "no transcript"
-UNLABELLED = "no row has a label: the split is left out"
+UNLABELLED = "split without any label"
 SPLITS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 
 
@@ -77,7 +77,9 @@ def pick(
     if (label is None or columns.labels == "boxes") and columns.label is None and image is not None:
         label = _column(names, None, OBJECTS, where) or label
     if label is None:
-        raise AffinageError(f"{where} has no label column ({found}); name it with --label-column")
+        heard = _column(names, None, AUDIO, where) and _column(names, None, TRANSCRIPT, where)
+        speech = ", or say --task automatic-speech-recognition if these are recordings and what is said in them" if heard else ""
+        raise AffinageError(f"{where} has no label column ({found}); name it with --label-column{speech}")
     if text is not None and image is not None:
         raise AffinageError(
             f"{where} has text in '{text}' and images in '{image}'; name one with --text-column or --image-column"
@@ -98,7 +100,7 @@ def _heard(names: list[str], columns: Columns, audio: str | None, where: str) ->
     spoken, label = _column(rest, None, TRANSCRIPT, where), _column(rest, None, LABEL, where)
     wanted: Labels = columns.labels or ("transcript" if spoken or not label else "class")
     if columns.label:  # named: a transcript, unless it is a usual name of classes
-        named = str(_column(rest, columns.label, (), where))
+        named = str(_column(names, columns.label, (), where))
         usual: Labels = "class" if named.strip().casefold() in LABEL else "transcript"
         return Picked("audio", audio, named, columns.labels or usual)
     target = spoken if wanted == "transcript" else label

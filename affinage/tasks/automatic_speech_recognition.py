@@ -212,7 +212,8 @@ class SpeechRecognition(Task):
             text = " ".join(word for word, *_ in words)
             if self.transcripts == "plain":
                 text = text.lower()
-            sure = float(np.mean([word[3] for word in words])) if words else 1.0
+            # of nothing heard: how sure the frames are that there is nothing
+            sure = float(np.mean([word[3] for word in words]) if words else heard[:, processor.tokenizer.pad_token_id].mean())
             timed = [[w, round(a * seconds, 3), round(b * seconds, 3), round(c, 4)] for w, a, b, c in words]
             found.append({"text": text, "words": timed, "confidence": sure, "loss": loss})
         return found
@@ -222,7 +223,8 @@ class SpeechRecognition(Task):
         if self.decoding == "greedy" or (self.decoding == "auto" and self.language_model is None):
             return None
         path = Path(self.language_model) if self.language_model is not None else None
-        return beam.searcher(tokenizer, path, self.language_model_weight, _spell)
+        spell = _spell_plain if self.transcripts == "plain" else _spell
+        return beam.searcher(tokenizer, path, self.language_model_weight, spell)
 
     def score(self, answers: Answers, targets: Sequence[Any] | np.ndarray) -> dict[str, Any]:
         found = scores([one["text"] for one in answers], list(targets))
@@ -318,6 +320,12 @@ def _spell(tokenizer: Any, word: str) -> tuple[int, ...]:
     """The word's tokens; () where one of them is unknown."""
     ids = tokens(tokenizer, word)
     return () if tokenizer.unk_token_id in ids else tuple(ids)
+
+
+def _spell_plain(tokenizer: Any, word: str) -> tuple[int, ...]:
+    """As transcripts are learnt: without capitals and signs; () too for what is then no single word."""
+    written = plain(word)
+    return _spell(tokenizer, written) if len(written.split()) == 1 else ()
 
 
 def _anew(model: Any, config: Any) -> None:

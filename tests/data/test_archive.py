@@ -110,7 +110,7 @@ def test_a_split_without_labels_is_left_out(tmp_path: Path) -> None:
     tar(tmp_path / "train.tar", pair(0) | pair(1))
     tar(tmp_path / "test.tar", {"0.jpg": PNG, "1.jpg": PNG})
     data = read(tmp_path)
-    assert data.test is None and data.unreadable == (("test.tar", "no row has a label: the split is left out"),)
+    assert data.test is None and data.unreadable == (("test.tar", "split without any label"),)
 
 
 def test_tars_beside_what_they_were_unpacked_to_are_not_read(tmp_path: Path) -> None:

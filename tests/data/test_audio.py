@@ -79,6 +79,20 @@ def test_rows_without_sound_or_words_are_left_out_and_named(tmp_path: Path) -> N
         data.read(table(tmp_path / "b", "file_name,text\n0.wav,\n"))
 
 
+def test_what_is_wrong_with_a_table_is_told_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.wav", "text": "a"}\n{"file_name": \n', encoding="utf8")
+    (tmp_path / "0.wav").write_bytes(recording())
+    with pytest.raises(AffinageError, match=r"metadata\.jsonl line 2 is not JSON: Expecting value at column"):
+        data.read(tmp_path)
+    other = tmp_path / "b"
+    other.mkdir()
+    (other / "metadata.csv").write_text("file_name,transcription\n0.m4a,a\n", encoding="utf8")
+    with pytest.raises(AffinageError, match="or say --task automatic-speech-recognition if these are recordings"):
+        data.read(other)
+    with pytest.raises(AffinageError, match=r"no recording file; expected one of \.wav"):
+        data.read(other, kind="audio", columns=Columns(labels="transcript"))
+
+
 def test_other_tables_are_not_its(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,label\na,b\n", encoding="utf8")
     (tmp_path / "broken.csv").write_bytes(b"\xff\xfe\x00")

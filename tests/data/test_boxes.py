@@ -215,6 +215,7 @@ BAD_COCO: list[tuple[dict[str, Any], str]] = [
     ({"annotations": [{"id": 4, "image_id": 5, "category_id": 3, "bbox": "all"}]}, r"expected \[x, y, width, height\]"),
     ({"images": [{"id": 5}]}, "expected 'images' to be a list of objects with id, file_name"),
     ({"categories": {}}, "expected 'categories'"),
+    ({"images": [{"id": [5], "file_name": "a.jpg"}]}, r"the id \[5\] in 'images': expected a number or a text"),
 ]
 
 
@@ -242,6 +243,31 @@ def test_what_is_not_voc(note: str, tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_what_voc_names_and_lacks_is_told(tmp_path: Path) -> None:
+    """A picture that is gone, and a name in a list without its XML: left out, and said so."""
+    pictures(voc(tmp_path) / "JPEGImages")
+    (tmp_path / "JPEGImages" / "b.jpg").unlink()
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("a\nb\nnotthere\n", encoding="utf8")
+    told = {Path(name).stem: why for name, why in read(tmp_path).unreadable}
+    assert told == {"b": "no such file", "notthere": "no such file in Annotations"}
+    flat = pictures(tmp_path / "flat")
+    for name in THINGS:
+        (flat / f"{Path(name).stem}.xml").write_bytes((tmp_path / "Annotations" / f"{Path(name).stem}.xml").read_bytes())
+    (flat / "b.jpg").unlink()
+    found = read(flat)
+    assert len(found.train) == 2 and [why for _, why in found.unreadable] == ["no such file"]
+
+
+def test_ids_that_differ_in_kind_are_told(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    coco(tmp_path / "train.json", images=[{"id": str(i + 5), "file_name": name} for i, name in enumerate(THINGS)])
+    assert {why.split(",")[0] for _, why in read(tmp_path).unreadable} == {
+        "boxes whose image_id is text where the id is a number"
+    }
+
+
 def test_utf16_hides_no_document_type(tmp_path: Path) -> None:
     pictures(voc(tmp_path) / "JPEGImages")
     (tmp_path / "Annotations" / "b.xml").write_text("<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>", encoding="utf16")
@@ -252,7 +278,8 @@ def test_utf16_hides_no_document_type(tmp_path: Path) -> None:
 BAD_YOLO = {
     "0 0.5 0.5 0.1\n": "line 1 is no box",
     "cat 0.5 0.5 0.1 0.1\n": "line 1 is no box",
-    "\n7 0.5 0.5 0.1 0.1\n": "line 2 is of class 7, but data.yaml names 2",
+    "\n7 0.5 0.5 0.1 0.1\n": "line 2 is of class 7, but data.yaml names 0 to 1",
+    "0 100 100 50 50\n": "line 1 seems to count in pixels",
 }
 
 
@@ -270,6 +297,7 @@ def test_a_yaml_that_says_too_little(tmp_path: Path) -> None:
         ("names: [a]", "names no train"),
         ("train: images/train", "names no classes"),
         ("names: [a]\ntrain: x", "not in"),
+        ("names: {cat: 0}\ntrain: images/train", "gives the class '0' the number 'cat'"),
     ):
         (tmp_path / "data.yaml").write_text(text, encoding="utf8")
         with pytest.raises(AffinageError, match=words):

@@ -47,7 +47,7 @@ def test_class_labels_give_names_and_order_and_a_secret_split_is_left_out() -> N
     secret = datasets.Dataset.from_dict({"sentence": ["c"], "label": [-1]}, features=features)
     data = read(datasets.DatasetDict({"train": train, "test": secret}))
     assert (list(data.train.targets), data.classes, data.test) == (["ant", "zebra"], ("zebra", "ant"), None)
-    assert data.unreadable == (("test", "no row has a label: the split is left out"),)
+    assert data.unreadable == (("test", "split without any label"),)
 
 
 def test_numbers_of_pandas_and_numpy_are_names() -> None:
