@@ -133,20 +133,27 @@ def speakers(path: Path) -> list[str]:
 
 
 def gap(path: Path, labels: int, left: str, right: str) -> str:
-    """`left` minus `right` in word error rate, paired by draw (the mean of the speakers), with its 95 % interval over draws."""
+    """`left` minus `right` in word error rate, paired by draw (the mean of the speakers), with its 95 % interval over draws;
+    where there are three speakers or more, the interval over speakers (the means of their draws) too."""
     from affinage.measure.interval import paired
 
     scores = {tuple(line[key] for key in KEYS): line["wer"] for line in lines(path)}
     draws, people = sorted({key[3] for key in scores if key[1] == labels}), speakers(path)
-    found = []
-    for seed in draws:
-        both = [(scores.get((who, labels, left, seed)), scores.get((who, labels, right, seed))) for who in people]
-        if all(one is not None and other is not None for one, other in both):
-            found.append(statistics.mean(one - other for one, other in both if one is not None and other is not None))
-    if len(found) < 2:
+    gaps = {
+        (who, seed): scores[who, labels, left, seed] - scores[who, labels, right, seed]
+        for who in people
+        for seed in draws
+        if (who, labels, left, seed) in scores and (who, labels, right, seed) in scores
+    }
+    whole = [seed for seed in draws if all((who, seed) in gaps for who in people)]
+    if len(whole) < 2:
         return f"{labels} a digit  {left} - {right}: fewer than two draws"
-    middle, low, high = paired(found)
-    return f"{labels:>3} a digit  {left} - {right} {middle:+.3f} [{low:+.3f}, {high:+.3f}] ({len(found)} draws)"
+    middle, low, high = paired([statistics.mean(gaps[who, seed] for who in people) for seed in whole])
+    told = f"{labels:>3} a digit  {left} - {right} {middle:+.3f} [{low:+.3f}, {high:+.3f}] ({len(whole)} draws)"
+    if len(people) > 2:
+        _, low, high = paired([statistics.mean(gaps[who, seed] for seed in whole) for who in people])
+        told += f", over {len(people)} speakers [{low:+.3f}, {high:+.3f}]"
+    return told
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -55,6 +55,8 @@ def test_a_head_that_no_solver_fits_trains_alone(known: tuple[Net, str]) -> None
     assert make("frozen", network, kind, 500, Wishes(), patience=False, solves=False).stages == (head,)
     assert make("full", network, kind, 500, Wishes(), patience=False, solves=False).stages == (body,)
     assert make("frozen", network, kind, 500, Wishes(epochs=2), patience=True, solves=False).stages[0].epochs == 2
+    rates_of = {rate for address, rate in body.rates if address.startswith("blocks") and rate is not None}
+    assert (len(rates_of) == 1) == (kind == "image"), "the layers of a small detector learn alike"
 
 
 def test_who_learns(known: tuple[Net, str]) -> None:
