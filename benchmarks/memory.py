@@ -129,7 +129,8 @@ def fitted(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
     affinage.cli.main(["show", "--model", str(model)])  # all that a fit imports, and the memory of the network itself
     base, clock, cpu = peak(), time.perf_counter(), time.process_time()
-    done = run.fit(model=str(model), data=str(data), out=out, epochs=1, batch_size=64, max_length=16, augment="none", quiet=True)
+    more = {"max_length": 16} if json.loads((model / "config.json").read_text())["model_type"] == "bert" else {}
+    done = run.fit(model=str(model), data=str(data), out=out, epochs=1, batch_size=64, augment="none", quiet=True, **more)
     return {
         "rows": done.record["data"]["rows"],
         "bytes": sum(file.stat().st_size for file in data.iterdir()),
