@@ -88,7 +88,7 @@ class Run:
         name = split or ("test" if "test" in splits else "validation" if "validation" in splits else "train")
         if name not in splits:
             raise AffinageError(f"no split '{name}' in {data}{nearest(name, splits)} (it has {', '.join(splits)})")
-        chosen, broken = readable(splits[name], found.kind)
+        chosen, broken = readable(found, name)
         broken += [why for _, why in found.unreadable]
         if broken:
             print(f"affinage: {left_out(broken)}", file=sys.stderr)

@@ -127,7 +127,7 @@ def test_image_faults(tmp_path: Path) -> None:
     with (tmp_path / "found.csv").open(encoding="utf8", newline="") as file:
         told = {row["id"]: row["message"] for row in csv.DictReader(file) if row["kind"] == "unreadable"}
     assert "truncated" in told["train:1"] and told["train:2"] == "not an image" and told["train:3"] == "no such file"
-    whole, why = readable(train, "image")
+    whole, why = readable(data, "train")
     assert list(whole.ids) == ["train:0", "train:4", "train:5"] and ": 3 (" in left_out(why)
     assert "image file is truncated;" in left_out(why), "what differs from file to file is not counted apart"
     assert found["duplicate-across-splits"] == (("train", "train:5", "test", "test:2"),)
@@ -212,6 +212,8 @@ def test_what_is_no_transcript_and_what_is_no_train(tmp_path: Path) -> None:
     split = Split(noise, ["one", "?!", "two"], ["a", "b", "c"])
     found = check(Data("audio", "s", split, labels="transcript"))
     assert [(f.kind, f.rows[0][1], f.reasons) for f in found] == [("unreadable", "b", ("no letter or digit in its transcript",))]
+    kept, why = readable(Data("audio", "s", split, labels="transcript"), "train")
+    assert list(kept.ids) == ["a", "c"] and len(why) == 1
     (tmp_path / "rows.jsonl").write_text('{"text": "a", "label": "x", "split": "test"}\n', encoding="utf8")
     only = Data("text", "s", texts("train", ("one", "a"), ("two", "b")), only="test")
     assert "one split alone, called test" in next(f.message for f in check(only) if f.kind == "one-split")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from affinage.types import Data, Finding, Kind, Split
+from affinage.types import Data, Finding, Split
 
 from .content import LONG, LONG_SOUND, Seen, images, sounds, texts
 from .duplicates import DUPLICATE, Row, across, leaders, within
@@ -31,13 +31,9 @@ def check(data: Data) -> list[Finding]:
     seen: dict[str, Seen] = {}
     lengthy: list[Row] = []
     for name, split in data.splits():
-        seen[name], broken, long = LOOK[data.kind](split)
+        seen[name], broken, long = _looked(split, data)
         skipped += [((name, split.ids[i], "", ""), why) for i, why in broken]
         lengthy += [(name, split.ids[i], "", "") for i in long]
-        if data.labels == "transcript":
-            gone = {i for i, _ in broken}
-            mute = (i for i, said in enumerate(split.targets) if i not in gone and not any(c.isalnum() for c in said))
-            skipped += [((name, split.ids[i], "", ""), "no letter or digit in its transcript") for i in mute]
     if skipped:
         reasons = tuple(why for _, why in skipped)
         found.append(Finding(UNREADABLE, "warning", left_out(reasons), tuple(row for row, _ in skipped), reasons))
@@ -71,9 +67,20 @@ def left_out(reasons: Sequence[str]) -> str:
     return f"rows that cannot be read and are left out: {len(reasons)} ({said})"
 
 
-def readable(split: Split, kind: Kind) -> tuple[Split, list[str]]:
-    """(the rows that can be read, why each other one cannot)."""
-    _, broken, _ = LOOK[kind](split)
+def _looked(split: Split, data: Data) -> tuple[Seen, list[tuple[int, str]], list[int]]:
+    """(what is compared, (row, why) of those that cannot be read or teach nothing, the long rows)."""
+    seen, broken, long = LOOK[data.kind](split)
+    if data.labels == "transcript":
+        gone = {i for i, _ in broken}
+        mute = (i for i, said in enumerate(split.targets) if i not in gone and not any(c.isalnum() for c in said))
+        broken = [*broken, *((i, "no letter or digit in its transcript") for i in mute)]
+    return seen, broken, long
+
+
+def readable(data: Data, name: str) -> tuple[Split, list[str]]:
+    """(the rows of the split `name` that can be read, why each other one cannot)."""
+    split = dict(data.splits())[name]
+    _, broken, _ = _looked(split, data)
     gone = {i for i, _ in broken}
     kept = split.take(np.array([i for i in range(len(split)) if i not in gone], np.int64)) if gone else split
     return kept, [why for _, why in broken]
