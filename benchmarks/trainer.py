@@ -36,7 +36,7 @@ KEY = ("task", "arm", "seed", "side")
 def settings(told: argparse.Namespace) -> dict[str, Any]:
     """What both sides are asked for: no validation split, no augmentation."""
     unfreeze, epochs = ARMS[told.arm]
-    rows = speech.splits(told.data / "fsdd", speech.SPEAKERS[0]) if told.task == "speech" else detection.rows(told.data)
+    rows = speech.splits(told.data / "fsdd", speech.SPEAKERS[0]) if told.task == "speech" else detection.rows(told.data / "bccd")
     return {
         "model": TASKS[told.task][1],
         "data": rows,

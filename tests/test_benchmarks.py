@@ -303,6 +303,14 @@ def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatc
         trainer.main(["--arms", "hed"])
 
 
+def test_a_pair_with_the_trainer_has_the_rows_of_either_benchmark(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    trainer = loaded("trainer", monkeypatch)
+    asked = argparse.Namespace(arm="top-1", seed=0, data=shared_data)
+    for task, train, test in (("speech", 450, 50), ("boxes", 205, 72)):
+        rows = trainer.settings(argparse.Namespace(**vars(asked), task=task))["data"]
+        assert (len(rows["train"]), len(rows["test"])) == (train, test)
+
+
 def test_read_sentences_are_parted_by_name(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
     reader, path = loaded("reader", monkeypatch), tmp_path / "r.jsonl"
     rows = reader.splits(shared_data / "ljtext_reader")
