@@ -138,9 +138,8 @@ def _ngrams(path: Path, numbers: Any) -> Any:
         with _hushed():
             return KenLM(str(path), numbers)
     except (RuntimeError, ValueError, OSError) as error:
-        raise AffinageError(
-            f"the language model {path} is not a valid ARPA file ({' '.join(str(error).split())[:160]})"
-        ) from error
+        why = " ".join(str(error).strip().splitlines()[-1].split())  # the lines before it say where in KenLM's source
+        raise AffinageError(f"the language model {path} is no ARPA file that KenLM reads ({why[:160]})") from error
 
 
 @contextmanager
