@@ -92,13 +92,14 @@ def main(words: Sequence[str] | None = None) -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import scenes
 
+    classes = scenes.CLASSES if told.raccoon is None else (*scenes.CLASSES, scenes.RACCOON)
     if told.untaught:
-        untaught(told.backbone, told.untaught, scenes.CLASSES, told.seed)
+        untaught(told.backbone, told.untaught, classes, told.seed)
         return
     import affinage
 
     with tempfile.TemporaryDirectory() as folder:
-        base = told.start or untaught(told.backbone, Path(folder) / "untaught", scenes.CLASSES, told.seed)
+        base = told.start or untaught(told.backbone, Path(folder) / "untaught", classes, told.seed)
         made = told.scenes or Path(folder) / "scenes"
         if not told.scenes:
             scenes.write(made, told.count, SIDE, told.seed, told.photos, told.raccoon)

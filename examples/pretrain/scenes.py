@@ -1,5 +1,8 @@
 """Made pictures of things with their boxes, for a detector to begin with: shapes and, where given, small photographs on textures.
 
+With photographs, half of the pictures are photographs as they are, one, four or nine, and the box is drawn around what a classifier of
+pictures looks at (examples/pretrain/things.py).
+
     python examples/pretrain/scenes.py --out scenes --count 6000 --photos DATA/tiny_imagenet_200 --raccoon DATA/raccoon
 
 Writes `train.json` and `validation.json` (COCO) and their pictures. Every picture is a pure function of the seed and its number,
@@ -20,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import things
 from PIL import Image, ImageDraw, ImageFilter
 
 SHAPES = ("disc", "ring", "ellipse", "box", "triangle", "star", "cross", "crescent")
-PHOTO, RACCOON = "photo", "raccoon"
-CLASSES = (*SHAPES, PHOTO, RACCOON)
+PHOTO, THING, RACCOON = "photo", "thing", "raccoon"
+CLASSES = (*SHAPES, PHOTO, THING)
 FINE = 4  # masks are drawn so many times larger and then made small: their edges are smooth
 SEEN = 0.25  # share of a thing that must be visible for it to have a box
 LEAST = 6  # pixels: a thing narrower or lower than this has no box
@@ -153,20 +157,21 @@ def photographs(folder: Path | None) -> list[bytes]:
 class Coco:
     """A COCO file as it grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add(self, name: str, size: tuple[int, int], things: Sequence[tuple[str, Sequence[float]]]) -> None:
+    def add(self, name: str, size: tuple[int, int], seen: Sequence[tuple[str, Sequence[float]]]) -> None:
         """One picture of `size` (width, height)."""
         number = len(self.images)
         self.images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
-        for kind, box in things:
+        for kind, box in seen:
             self.annotations.append(
                 {
                     "id": len(self.annotations) + 1,
                     "image_id": number,
-                    "category_id": CLASSES.index(kind),
+                    "category_id": self.classes.index(kind),
                     "bbox": [round(v, 2) for v in box],
                     "area": round(box[2] * box[3], 2),
                     "iscrowd": 0,
@@ -174,7 +179,7 @@ class Coco:
             )
 
     def write(self, path: Path) -> None:
-        categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES)]
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.classes)]
         whole = {"images": self.images, "annotations": self.annotations, "categories": categories}
         path.write_text(json.dumps(whole), encoding="utf8")
 
@@ -190,35 +195,47 @@ def raccoons(folder: Path, source: str, out: Path, into: Coco, prefix: str) -> N
             into.add(name, picture.size, boxes)
 
 
-def write(out: Path, count: int, side: int, seed: int, photos: Path | None = None, raccoon: Path | None = None) -> None:
-    """`count` training scenes of `side` x `side` pixels, a twentieth as many for validation, and the raccoons."""
+def write(
+    out: Path, count: int, side: int, seed: int, photos: Path | None = None, raccoon: Path | None = None, found: bool = True
+) -> None:
+    """`count` training scenes of `side` x `side` pixels, a twentieth as many for validation, and the raccoons.
+
+    `found`: half of the pictures are photographs with the things that were found in them; nothing without `photos`.
+    """
     (out / "images").mkdir(parents=True, exist_ok=True)
+    real = things.find(photos) if photos is not None and found else []
     # each from its own number, so that it is the same in whatever process
-    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_look, initargs=(photos,)) as processes:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=_look, initargs=(photos, real)) as processes:
         for split, number, many in (("train", 0, count), ("validation", 1, max(1, count // 20))):
-            coco = Coco()
+            coco = Coco(CLASSES if raccoon is None else (*CLASSES, RACCOON))
             names = [f"images/{split}-{i:06d}.jpg" for i in range(many)]
             jobs = [(out / name, side, (seed, number, i)) for i, name in enumerate(names)]
-            for name, things in zip(names, processes.map(_drawn, jobs, chunksize=16), strict=True):
-                coco.add(name, (side, side), things)
+            for name, seen in zip(names, processes.map(_drawn, jobs, chunksize=16), strict=True):
+                coco.add(name, (side, side), seen)
             if raccoon is not None:
                 raccoons(raccoon, "coco_train.json" if split == "train" else "coco_val.json", out, coco, split)
             coco.write(out / f"{split}.json")
 
 
 _photographs: list[bytes] = []  # of a process that draws
+_things: list[things.Thing] = []
 
 
-def _look(photos: Path | None) -> None:
-    _photographs[:] = photographs(photos)
+def _look(photos: Path | None, found: Sequence[things.Thing]) -> None:
+    _photographs[:], _things[:] = photographs(photos), found
 
 
 def _drawn(job: tuple[Path, int, tuple[int, int, int]]) -> list[tuple[str, list[float]]]:
     """The scene of these numbers, saved at that path; the things in it."""
     path, side, numbers = job
-    image, things = scene(side, np.random.default_rng(numbers), _photographs)
+    draw = np.random.default_rng(numbers)
+    if _things and draw.random() < 0.5:
+        image, boxes = things.pasted(_things, side, draw)
+        seen = [(THING, box) for box in boxes]
+    else:
+        image, seen = scene(side, draw, _photographs)
     image.save(path, quality=90)
-    return things
+    return seen
 
 
 def main(words: Sequence[str] | None = None) -> None:
