@@ -92,7 +92,7 @@ class Settings(BaseModel):
 
     # Who learns, and how fast
     # blocks counted from the head, or an address; auto: the plan's own depth
-    unfreeze: Depth = _setting("auto", "auto, all, a number of blocks from 0 up, an address such as blocks.-2:, or head+decoder")
+    unfreeze: Depth = _setting("auto", "auto, all, a number of blocks from 0 up, an address (blocks.-2:, stem), or head+decoder")
     learning_rate: Rate | Auto = _setting("auto", "a number above 0, or auto")  # of the layers at the peak; auto: the plan's
     head_learning_rate: Rate | Auto = _setting("auto", "a number above 0, or auto")  # of the head at the peak; auto: the plan's
     layer_decay: Factor | Auto = _setting("auto", "a factor above 0 and up to 1, or auto")  # rate of a block over the one above

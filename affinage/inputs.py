@@ -152,7 +152,8 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
 def prepare(settings: config.Settings) -> Inputs:
     """Everything that can be refused is refused here, before a folder is made."""
     choose("plan", settings.plan, plans.NAMES)  # a slip of the pen is told before minutes of reading
-    if settings.plan in plans.WHOLE and settings.unfreeze not in ("auto", 0 if settings.plan == "frozen" else "all"):
+    usual = (0, "head") if settings.plan == "frozen" else ("all",)
+    if settings.plan in plans.WHOLE and settings.unfreeze not in ("auto", *usual):
         raise AffinageError(
             f"--unfreeze {settings.unfreeze} is for the plans two-stage and full: {settings.plan} {plans.WHOLE[settings.plan]}"
         )

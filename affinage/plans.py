@@ -86,9 +86,9 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
             )
         rate = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else HEAD_RATE if _one_layer(net) else DEEP_RATE
         alone = Stage("head", "fit", (("head", rate), ("*", None)), batch=batch, accumulate=wishes.accumulate)
-        wish = wishes.epochs if name == "frozen" or wishes.unfreeze == 0 else None
+        wish = wishes.epochs if name == "frozen" or wishes.unfreeze in (0, "head") else None
         solve = _converged(alone, rows, wish, HEAD_STEPS if _one_layer(net) else DEEP_STEPS)
-    if name == "frozen" or wishes.unfreeze == 0:
+    if name == "frozen" or wishes.unfreeze in (0, "head"):
         return Plan(name, (solve,))
     fresh = name == "scratch"
     parameters = sum(p.numel() for p in net.model.parameters())

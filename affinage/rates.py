@@ -93,8 +93,8 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
 
     Args:
         unfreeze: "all" blocks (the stem stays frozen), "everything" (the stem too, at rate * decay**L for L blocks), the last N
-            blocks as an int (0: the head alone), an address of blocks such as "blocks.-2:", or "head+decoder": whatever stands
-            in a module of that name, beside the head.
+            blocks as an int (0: the head alone), an address ("blocks.-2:", "stem" at `rate`, "head"), or "head+decoder": whatever
+            stands in a module of that name, beside the head.
 
     Raises:
         AffinageError: `unfreeze` stands for no blocks of this network.
@@ -107,6 +107,10 @@ def decayed(net: Net, rate: float, decay: float, head_rate: float | None, unfree
                 f"this network has no decoder: '{DECODER}' is for detectors and the like; use 'all', 2 or 'blocks.-2:'"
             )
         return (("head", head_rate), ("*decoder.*", rate), ("*", None))
+    if unfreeze == "stem" and net.addresses()["stem"]:
+        return (("head", head_rate), ("stem", rate), ("*", None)) if net.addresses()["head"] else (("stem", rate), ("*", None))
+    if unfreeze == "head":
+        unfreeze = 0
     if isinstance(unfreeze, int):
         if not 0 <= unfreeze <= count:
             raise AffinageError(f"cannot unfreeze {unfreeze} blocks: the model has {count}{f' ({net.why})' if net.why else ''}")

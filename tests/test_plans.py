@@ -72,9 +72,10 @@ def test_who_learns(known: tuple[Net, str]) -> None:
     assert learns(network, top) == {f"blocks.{len(network.blocks) - 1}", "head"}
 
 
+@pytest.mark.parametrize("nothing", [0, "head"])
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_unfrozen_is_frozen(name: str, known: tuple[Net, str]) -> None:
-    plan = make(name, *known, 500, Wishes(unfreeze=0), patience=True)
+def test_nothing_unfrozen_is_frozen(name: str, nothing: int | str, known: tuple[Net, str]) -> None:
+    plan = make(name, *known, 500, Wishes(unfreeze=nothing), patience=True)
     assert [stage.how for stage in plan.stages] == ["solve"]
 
 

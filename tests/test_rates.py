@@ -87,10 +87,11 @@ def test_decayed(bert: Net) -> None:
     assert decayed(bert, 1e-4, 0.5, 1e-3) == (
         ("head", 1e-3), ("blocks.-1", 1e-4), ("blocks.-2", 5e-5), ("blocks.-3", 2.5e-5), ("*", None))  # fmt: skip
     assert decayed(bert, 1e-4, 0.5, 1e-3, "everything")[-2:] == (("stem", 1.25e-5), ("*", None))
-    assert decayed(bert, 1e-4, 0.5, 1e-3, 0) == (("head", 1e-3), ("*", None))
+    assert decayed(bert, 1e-4, 0.5, 1e-3, 0) == decayed(bert, 1e-4, 0.5, 1e-3, "head") == (("head", 1e-3), ("*", None))
+    assert decayed(bert, 1e-4, 0.5, 1e-3, "stem") == (("head", 1e-3), ("stem", 1e-4), ("*", None))
     assert decayed(bert, 1e-4, 0.5, 1e-3, 2) == decayed(bert, 1e-4, 0.5, 1e-3, "blocks.-2:")
     assert decayed(bert, 1e-4, 0.5, None, "blocks.0") == (("head", None), ("blocks.-3", 2.5e-5), ("*", None))
-    for wrong in (4, -1, "blocks.8", "stem"):
+    for wrong in (4, -1, "blocks.8", "steam"):
         with pytest.raises(AffinageError, match="blocks"):
             decayed(bert, 1e-4, 0.5, 1e-3, wrong)
 

@@ -1,9 +1,7 @@
 """Made pictures of things with their boxes, for a detector to begin with: shapes and, where given, small photographs on textures.
 
-With photographs, half of the pictures are photographs as they are, one, four or nine, and the box is drawn around what a classifier of
-pictures looks at (examples/pretrain/things.py).
-
-    python examples/pretrain/scenes.py --out scenes --count 6000 --photos DATA/tiny_imagenet_200 --raccoon DATA/raccoon
+With photographs, half of the pictures are photographs as they are, one, four or nine, and the box is drawn around what a
+classifier looks at (examples/pretrain/things.py).
 
 Writes `train.json` and `validation.json` (COCO) and their pictures. Every picture is a pure function of the seed and its number,
 so that the same command gives the same bytes. A box is drawn around what of a thing is inside the picture; a thing that is

@@ -2,10 +2,10 @@
 
     python examples/pretrain/spoken.py --text DATA --out spoken --count 6000 --fsdd DATA/fsdd
 
-Writes `metadata.jsonl` and the recordings, 8 kHz, which `affinage fit` reads as they are. The sentences are those of short texts in
-DATA (banking77, uci_sentences, sst2), and, one in six, single words, digits and letters in a row. Voice, speed, pitch, room noise and loudness are drawn for each
-from the seed and its number, so that the same command with the same espeak-ng gives the same sounds. `--fsdd` adds the recordings of
-people that examples/pretrain/speech.py learns from.
+Writes `metadata.jsonl` and the recordings, 8 kHz, which `affinage fit` reads as they are. The sentences are short texts in DATA
+(banking77, uci_sentences, sst2) and, one in six, single words, digits or letters in a row. Voice, speed, pitch, noise and
+loudness are drawn from the seed and the recording's number, so that the same command with the same espeak-ng gives the same
+sounds. `--fsdd` adds the recordings of people that examples/pretrain/speech.py learns from.
 """
 
 from __future__ import annotations

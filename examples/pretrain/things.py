@@ -1,8 +1,8 @@
 """Where in a photograph the thing is that its label names, told by a classifier that never saw a box.
 
-The map of a class (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016): the last feature map, weighted as the
-head weighs its mean for that class. Maps of several sizes of the same photograph are added; the thing is the largest patch
-that stands above `LEVEL` of the range. Such a box is a guess, and worth learning from only in numbers.
+The map of a class (Zhou et al., "Learning Deep Features for Discriminative Localization", CVPR 2016): the last feature map,
+weighted as the head weighs its mean for that class. Maps of several sizes of the same photograph are added; the thing is the
+largest patch that stands above `LEVEL` of the range. Such a box is a guess, and worth learning from only in numbers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def patch(level: np.ndarray) -> tuple[float, float, float, float] | None:
 
 
 def find(folder: Path, classifier: Path | None = None) -> list[Thing]:
-    """The photographs of `folder` (train*.parquet with `image` and `label`) in which starter-vision, or another ResNet, finds one."""
+    """The photographs of `folder` (train*.parquet: `image`, `label`) in which starter-vision, or another ResNet, finds one."""
     import pyarrow.parquet as pq
     import torch
     import transformers as T
