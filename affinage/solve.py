@@ -1,7 +1,8 @@
 """Stage 1: a linear head solved to its optimum on features computed once.
 
 Logistic regression by L-BFGS with the penalty chosen by cross-validation, and ridge with exact leave-one-out for tiny sets.
-Features are standardised inside and the standardisation is folded into the head: W' = W / sd, b' = b - W mean / sd.
+Features are standardised inside and the standardisation is folded into the head: W' = W / sd, b' = b - W mean / sd. One that
+hardly moves is not blown up: the next picture in which it does would decide alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ PENALTIES = tuple(
     10.0**p for p in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4)
 )  # per-row L2 on standardised features, strong to weak
 RIDGES = tuple(10.0**p for p in np.arange(-2, 5.01, 0.5))
+FLOOR = 0.3  # of the features' usual spread: one that spreads less is scaled as if it spread so much
 TINY = 4  # rows a class up to which leave-one-out ridge is used: too few for folds that hold every class
 
 
@@ -35,14 +37,15 @@ class Head:
 
 
 def standardise(features: np.ndarray, centre: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, sd), (D,) each; a constant feature gets sd 1, so that it stays at zero.
+    """(mean, scale), (D,) each: the scale is the sd, or `FLOOR` of the root of the mean variance where that is more.
 
     Not `centre`d: mean 0, and the root of the mean square instead of the sd.
     """
     mean, sd = features.mean(0), features.std(0)
     if not centre:
         mean, sd = np.zeros_like(mean), np.sqrt(mean**2 + sd**2)
-    return mean, np.where(sd > 1e-6 * max(float(sd.max(initial=0.0)), 1e-12), sd, 1.0)
+    usual = float(np.sqrt((sd**2).mean())) if sd.size else 0.0
+    return mean, np.maximum(sd, FLOOR * usual) if usual > 0 else np.ones_like(sd)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

