@@ -165,10 +165,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "speech.jsonl")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--show", action="store_true", help="print the table of what is there, and stop")
+    parser.add_argument("--labels", type=lambda text: [int(n) for n in text.split(",")], default=list(LABELS), help="a digit")
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=list(ARMS), help="of none and the plans")
     asked = parser.parse_args(words)
+    if unknown := set(asked.arms) - set(ARMS):
+        parser.error(f"no arm '{min(unknown)}': expected of {', '.join(ARMS)}")
     if asked.show:
         told(asked.out)
-        for labels in LABELS:
+        for labels in asked.labels:
             for other in ("full", "frozen", "scratch"):
                 print(gap(asked.out, labels, "two-stage", other))
         return 0
@@ -186,10 +190,10 @@ def main(words: Sequence[str] | None = None) -> int:
     cells = [
         dict(zip(KEYS, (speaker, labels, arm, seed), strict=True))
         for seed in range(asked.first, asked.first + asked.seeds)
-        for labels in (0, *LABELS)
+        for labels in (0, *asked.labels)
         for speaker in bases
         for arm in (ARMS[:1] if not labels else ARMS[1:])
-        if labels or not seed  # the base as it is depends on no draw
+        if arm in asked.arms and (labels or not seed)  # the base as it is depends on no draw
     ]
     for number, cell in enumerate(cells, 1):
         key = tuple(cell[name] for name in KEYS)

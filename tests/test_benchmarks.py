@@ -318,7 +318,7 @@ def test_read_sentences_are_parted_by_name(monkeypatch: pytest.MonkeyPatch, shar
     names = [Path(row["audio"]).name for row in (*rows["train"], *rows["test"])]
     assert names == sorted(names) and len(set(names)) == 141
     for seed, cer in enumerate((0.5, 0.7)):
-        found = {"arm": "full", "seed": seed, "epochs": 3, "cer": cer, "wer": 1.0, "cpu_seconds": 10.0 + seed}
+        found = {"weights": "ab", "arm": "full", "seed": seed, "epochs": 3, "cer": cer, "wer": 1.0, "cpu_seconds": 10.0 + seed}
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
         found |= {"set": "yesno", "recordings": 10, "arm": "two-stage", "cer": cer - 0.1}
@@ -327,10 +327,10 @@ def test_read_sentences_are_parted_by_name(monkeypatch: pytest.MonkeyPatch, shar
             file.write(json.dumps(found | {"arm": "scratch", "cer": 0.5}) + "\n")
     told = [line for line in reader.table(path).splitlines()[2:] if line]
     assert (
-        told[0] == "| ljtext_reader | all | full | 3 | 60.0 | 100.0 | 10 | 2 |"
-        and "| yesno | 10 | two-stage | 3 | 50.0 |" in told[1]
+        told[0] == "| ab | ljtext_reader | all | full | 3 | 60.0 | 100.0 | 10 | 2 |"
+        and "| ab | yesno | 10 | two-stage | 3 | 50.0 |" in told[1]
     )
-    assert "yesno 10, cer: two-stage - scratch +0.0 [" in told[3] and len(told) == 5
+    assert "ab, yesno 10, cer: two-stage - scratch +0.0 [" in told[3] and len(told) == 5
     yes = reader.splits(shared_data / "yesno")
     assert len(yes["train"]) == len(yes["test"]) == 10
     own = reader.splits(shared_data / "an4_tiny")
