@@ -1,7 +1,7 @@
 """Boxes from few pictures: five ways to come by a detector, blood cells unless told otherwise; runs the cells that are missing.
 
     python benchmarks/detection.py [--pictures 20,80,205] [--arms heads,full] [--seeds 3]
-    python benchmarks/detection.py --set raccoon --base bases/detector --pictures 10,100 --arms scratch,two-stage --seeds 6
+    python benchmarks/detection.py --set raccoon --pictures 10,100 --arms scratch,two-stage --seeds 6 --updates 100
     python benchmarks/detection.py --settings layer_decay=1 --held-out --out rates.jsonl    # a search, on no test row
     python benchmarks/detection.py --table
 
@@ -9,8 +9,8 @@ One line a finished cell (base, set, pictures, arm, seed); a killed run loses no
 most, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
 the same network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates`
 updates of up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture
-alone is kept. bccd has a test split of its own; of raccoon, of whose pictures starter-detector has learnt, the validation split
-is the test, and the base must be one that never saw them: what the recipe makes without `--raccoon`.
+alone is kept. bccd has a test split of its own; of raccoon the validation split is the test. A base that was made with
+raccoons (detector.py --raccoon) tells nothing about them.
 """
 
 from __future__ import annotations

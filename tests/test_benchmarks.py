@@ -283,12 +283,12 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
     assert detection.main(["--out", str(out), "--table"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        lines[2] == "| bccd | 20 | 300 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |"
+        lines[2] == "| x | bccd | 20 | 300 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |"
         and len(lines) == 4
     )
     words[words.index("heads,full")] = "two-stage,full"
     assert detection.main([*words[:-1], "--set", "raccoon", "--first", "1", "--seeds", "2"]) == 0 and len(asked) == 16
-    assert "raccoon, 20 pictures: two-stage - full +0.0 points" in detection.shown(out)
+    assert "x, raccoon, 20 pictures: two-stage - full +0.0 points" in detection.shown(out)
 
 
 def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

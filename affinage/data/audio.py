@@ -12,10 +12,9 @@ from typing import Any
 
 from ..errors import AffinageError
 from ..types import Columns
-from .table import SPLITS, Table, build, pick, sounds
+from .table import PART, SPLITS, Table, build, parts, pick, sounds
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "manifest.csv", "manifest.jsonl", "manifest.tsv")
-PART = "split"
 
 
 def accepts(source: Any) -> bool:
@@ -48,13 +47,9 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
             raise AffinageError(f"{file} is not what its name says: {error}") from None
         first = rows[0][1]
         picked = pick(first, columns, kind or "audio", file.name, first.get)
-        told = {str(row.get(PART) or "").strip().lower() for _, row in rows} if len(files) == 1 else {""}
-        parted = told != {""}
-        if parted and not told <= SPLITS.keys():
-            odd = sorted(told - SPLITS.keys())[0]
-            raise AffinageError(f"{file.name} has a row whose split is '{odd}': expected one of {', '.join(SPLITS)}")
-        for name in dict.fromkeys(SPLITS[one] for one in SPLITS if one in told) if parted else (split,):
-            chosen = [(at, row) for at, row in rows if not parted or SPLITS[str(row[PART]).strip().lower()] == name]
+        numbers = parts([row.get(PART) for _, row in rows], file.name) if len(files) == 1 else None
+        for name, own in (numbers or {split: list(range(len(rows)))}).items():
+            chosen = [rows[i] for i in own]
             tables[name] = build(
                 picked.kind,
                 [row.get(picked.input) for _, row in chosen],

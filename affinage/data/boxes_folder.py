@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import AffinageError
 from ..types import Columns
 from . import file
 from .objects import OBJECTS
@@ -28,8 +29,12 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
     root = Path(source).expanduser()
     found = {}
     for split, path in _splits(root).items():
-        table = file.read(path, columns, kind)["train"]
-        below = "" if path.parent == root else f"{path.parent.name}/"
+        tables = file.read(path, columns, kind)
+        if path.parent == root:
+            return tables
+        if len(tables) > 1:
+            raise AffinageError(f"{path} names {' and '.join(tables)} in its column 'split': expected the rows of {split} alone")
+        (table,), below = tables.values(), f"{path.parent.name}/"
         unreadable = tuple((below + row, why) for row, why in table.unreadable)
         found[split] = table._replace(ids=[below + row for row in table.ids], unreadable=unreadable)
     return found

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ..errors import AffinageError
 from ..types import Columns, Kind, Labels
 from . import shards
-from .table import FILES, SPLITS, Table, build, pick
+from .table import FILES, PART, SPLITS, Table, build, parts, pick
 
 SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-(?P<count>\d{5})(-[0-9a-f]+)?")
 DELIMITERS = ",;\t|"  # the first wins a tie
@@ -28,6 +28,7 @@ class Found(NamedTuple):
     where: Sequence[int]  # line, or row
     classes: tuple[str, ...] | None = None
     means: Labels = "class"
+    parts: Sequence[Any] | None = None  # the cells of a column `split`
 
 
 def accepts(source: Any) -> bool:
@@ -39,18 +40,26 @@ def accepts(source: Any) -> bool:
 
 
 def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Table]:
-    """The rows by split; a lone file is `train`. Ids are `file:line`, or `file:row` (from 0) for JSON and Parquet.
+    """The rows by split; a lone file is `train`, or parted by its column `split`. Ids are `file:line`, or `file:row` (from 0)
+    for JSON and Parquet.
 
     Raises:
         AffinageError: not UTF-8, not of the format, or without the columns.
     """
     path = Path(source).expanduser()
     files = _splits(path) if path.is_dir() else {"train": [path]}
-    if all(file.suffix.lower() == ".parquet" for parts in files.values() for file in parts):
-        looked = {split: [shards.looked(file, columns, kind) for file in parts] for split, parts in files.items()}
-        if shards.large([shard for parts in looked.values() for shard in parts]):
-            return {split: shards.spooled(parts, split) for split, parts in looked.items()}
-    return {split: _joined([_table(file, split, columns, kind) for file in parts]) for split, parts in files.items()}
+    lone = next(iter(files.values())) if len(files) == 1 else []
+    if all(file.suffix.lower() == ".parquet" for some in files.values() for file in some):
+        looked = {split: [shards.looked(file, columns, kind) for file in some] for split, some in files.items()}
+        if shards.large([shard for some in looked.values() for shard in some]):
+            if len(lone) == 1 and shards.parted(next(iter(looked.values()))[0]):
+                raise AffinageError(
+                    f"{lone[0].name} holds several splits, and is too large to part: write a file a split, such as train.parquet"
+                )
+            return {split: shards.spooled(some, split) for split, some in looked.items()}
+    if len(lone) == 1:
+        return _parted(lone[0], next(iter(files)), columns, kind)
+    return {split: _joined([_table(file, split, columns, kind) for file in some]) for split, some in files.items()}
 
 
 def _splits(folder: Path) -> dict[str, list[Path]]:
@@ -67,11 +76,11 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
         if others and not (shard and SHARD.fullmatch(others[0].stem)):
             raise AffinageError(f"{folder} holds {others[0].name} and {file.name} for one split; remove one, or name a file")
         others.append(file)
-    for parts in named.values():
-        shard = SHARD.fullmatch(parts[0].stem)
-        if shard and len(parts) != int(shard["count"]):
+    for some in named.values():
+        shard = SHARD.fullmatch(some[0].stem)
+        if shard and len(some) != int(shard["count"]):
             raise AffinageError(
-                f"{folder} holds {len(parts)} of the {int(shard['count'])} shards of {shard['split']}: fetch the others"
+                f"{folder} holds {len(some)} of the {int(shard['count'])} shards of {shard['split']}: fetch the others"
             )
     if "train" in named:
         return named
@@ -92,22 +101,42 @@ def _joined(tables: list[Table]) -> Table:
     return Table(first.kind, inputs, targets, ids, first.classes, tuple(unreadable), first.labels)
 
 
+def _parted(path: Path, split: str, columns: Columns, kind: str | None) -> dict[str, Table]:
+    """A lone file: one split, or those that its column `split` names."""
+    found = _found(path, columns, kind)
+    rows = parts(found.parts, path.name) if found.parts is not None else None
+    if rows is None:
+        return {split: _built(path, split, found)}
+    return {name: _built(path, name, _chosen(found, own)) for name, own in rows.items()}
+
+
+def _chosen(found: Found, rows: Sequence[int]) -> Found:
+    inputs, labels, where = ([column[i] for i in rows] for column in (found.inputs, found.labels, found.where))
+    return found._replace(inputs=inputs, labels=labels, where=where)
+
+
 def _table(path: Path, split: str, columns: Columns, kind: str | None) -> Table:
+    return _built(path, split, _found(path, columns, kind))
+
+
+def _found(path: Path, columns: Columns, kind: str | None) -> Found:
     suffix = path.suffix.lower()
     if suffix not in FILES:
         raise AffinageError(f"{path} is of an unknown kind; expected a folder or one of {' '.join(FILES)}")
     parse = {".parquet": _parquet, ".json": _json, ".jsonl": _json}.get(suffix, _delimited)
     try:
-        found = parse(path, columns, kind)
+        return parse(path, columns, kind)
     except UnicodeDecodeError as error:
         raise AffinageError(f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
                             f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new{suffix}") from None  # fmt: skip
-    ids = [f"{path.name}:{number}" for number in found.where]
+
+
+def _built(path: Path, split: str, found: Found) -> Table:
     return build(
         found.kind,
         found.inputs,
         found.labels,
-        ids,
+        [f"{path.name}:{number}" for number in found.where],
         where=path.name,
         split=split,
         base=path.parent,
@@ -139,6 +168,7 @@ class _Form(AffinageError):
 
 def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str | None) -> Found:
     inputs, labels, where = [], [], []
+    told: list[str] | None = None
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the module's own limit, 128 kB a cell, is below a long document
     reader = None
     try:
@@ -147,6 +177,8 @@ def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str 
             names = next(reader)
             what, left, right, means = pick(names, columns, kind, path.name)
             a, b = names.index(left), names.index(right)
+            c = names.index(PART) if PART in names and PART not in (left, right) else None
+            told = None if c is None else []
             line = reader.line_num + 1
             for row in reader:
                 if row:  # not a blank line
@@ -156,13 +188,15 @@ def _rows(path: Path, delimiter: str, quoting: Any, columns: Columns, kind: str 
                     inputs.append(row[a])
                     labels.append(row[b])
                     where.append(line)
+                    if told is not None and c is not None:
+                        told.append(row[c])
                 line = reader.line_num + 1
     except csv.Error as error:
         number = reader.line_num if reader is not None else 1
         raise _Form(f"{path.name} line {number}: {error}; a quotation mark in a quoted cell is written twice") from None
     finally:
         csv.field_size_limit(limit)
-    return Found(what, inputs, labels, where, None, means)
+    return Found(what, inputs, labels, where, None, means, told)
 
 
 def _json(path: Path, columns: Columns, kind: str | None) -> Found:
@@ -184,8 +218,10 @@ def _json(path: Path, columns: Columns, kind: str | None) -> Found:
         raise AffinageError(f'{path.name} (row {wrong}) is not a list of objects such as {{"text": "…", "label": "…"}}')
     if not rows:
         raise AffinageError(f"{path.name} holds no rows: expected at least one")
-    what, left, right, means = pick(dict.fromkeys(key for row in rows for key in row), columns, kind, path.name, rows[0].get)
-    return Found(what, [row.get(left) for row in rows], [row.get(right) for row in rows], where, None, means)
+    names = dict.fromkeys(key for row in rows for key in row)
+    what, left, right, means = pick(names, columns, kind, path.name, rows[0].get)
+    told = [row.get(PART) for row in rows] if PART in names and PART not in (left, right) else None
+    return Found(what, [row.get(left) for row in rows], [row.get(right) for row in rows], where, None, means, told)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -205,8 +241,10 @@ def _parquet(path: Path, columns: Columns, kind: str | None) -> Found:
     shard = shards.looked(path, columns, kind)
     try:
         with pq.ParquetFile(path) as file:
-            table = file.read(columns=[shard.input, shard.label])
+            part = [PART] if PART in file.schema_arrow.names and PART not in (shard.input, shard.label) else []
+            table = file.read(columns=[shard.input, shard.label, *part])
     except (pa.ArrowException, OSError) as error:
         raise shards.unreadable(path, error) from None
     cells = table.column(shard.input).to_pylist(), table.column(shard.label).to_pylist()
-    return Found(shard.kind, *cells, range(table.num_rows), shard.classes, shard.means)
+    told = table.column(PART).to_pylist() if part else None
+    return Found(shard.kind, *cells, range(table.num_rows), shard.classes, shard.means, told)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import AffinageError
 from ..types import Columns
 from . import objects
-from .table import SPLITS, Table, build, pick
+from .table import PART, SPLITS, Picked, Table, build, parts, pick
 
 
 def accepts(source: Any) -> bool:
@@ -17,18 +18,18 @@ def accepts(source: Any) -> bool:
 
 
 def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Table]:
-    """The rows by split; a lone table is `train`. Ids are `split:row`, rows counted from 0.
+    """The rows by split; a lone table is `train`, or parted by its column `split`. Ids are `split:row`, rows counted from 0.
 
     Raises:
         AffinageError: of another type, without the columns, or with unknown names of splits only.
     """
     if not isinstance(source, dict) or not (any(name in SPLITS for name in source) or hasattr(source, "cast_column")):
-        return {"train": _table(source, "train", "train", columns, kind)}
+        return _lone(source, "train", columns, kind)
     tables: dict[str, Table] = {}
     unknown = [str(name) for name in source if name not in SPLITS]
     if len(source) == 1:  # one split, whatever its name, is what there is to train on
         name, table = next(iter(source.items()))
-        return {"train": _table(table, "train", str(name), columns, kind)}
+        return _lone(table, str(name), columns, kind)
     for name, table in source.items():
         if name in SPLITS:
             if SPLITS[name] in tables:
@@ -42,7 +43,38 @@ def read(source: Any, columns: Columns, kind: str | None = None) -> dict[str, Ta
     return tables
 
 
+class Cells(NamedTuple):
+    """The columns of a table in memory that are read."""
+
+    picked: Picked
+    inputs: Sequence[Any]
+    labels: Sequence[Any]
+    classes: Sequence[str] | None = None
+    parts: Sequence[Any] | None = None  # of a column `split`
+
+
+def _lone(source: Any, name: str, columns: Columns, kind: str | None) -> dict[str, Table]:
+    cells = _cells(source, name, columns, kind)
+    found = parts(cells.parts, name) if cells.parts is not None else None
+    if found is None:
+        return {"train": _built(cells, "train", name, range(len(cells.inputs)))}
+    return {split: _built(cells, split, name, rows) for split, rows in found.items()}
+
+
 def _table(source: Any, split: str, name: str, columns: Columns, kind: str | None) -> Table:
+    cells = _cells(source, name, columns, kind)
+    return _built(cells, split, name, range(len(cells.inputs)))
+
+
+def _built(cells: Cells, split: str, name: str, rows: Sequence[int]) -> Table:
+    kind, _, _, means = cells.picked
+    named = tuple(cells.classes) if cells.classes else None
+    inputs, labels = ([column[i] for i in rows] for column in (cells.inputs, cells.labels))
+    ids = [f"{name}:{row}" for row in rows]
+    return build(kind, inputs, labels, ids, where=name, split=split, base=Path(), classes=named, means=means)
+
+
+def _cells(source: Any, name: str, columns: Columns, kind: str | None) -> Cells:
     classes = None
     if hasattr(source, "with_format") and hasattr(source, "column_names") and hasattr(source, "num_rows"):  # datasets.Dataset
 
@@ -50,28 +82,36 @@ def _table(source: Any, split: str, name: str, columns: Columns, kind: str | Non
             cells = source.select_columns([column]).with_format("arrow")[:1].column(column).to_pylist()
             return cells[0] if cells else None
 
-        what, left, right, means = pick(source.column_names, columns, kind, name, seen)
-        classes = objects.declared(source.features[right])
-        table = source.select_columns([left, right]).with_format("arrow")[:]  # images stay encoded
-        inputs, labels = table.column(left).to_pylist(), table.column(right).to_pylist()
+        picked = pick(source.column_names, columns, kind, name, seen)
+        classes = objects.declared(source.features[picked.label])
+        wanted = [picked.input, picked.label, *_part(source.column_names, picked)]
+        table = source.select_columns(wanted).with_format("arrow")[:]  # images stay encoded
+        read = [table.column(column).to_pylist() for column in wanted]
     elif hasattr(source, "iloc") and hasattr(source, "columns"):  # pandas.DataFrame
-        what, left, right, means = pick(source.columns, columns, kind, name, lambda c: source[c].iloc[0] if len(source) else None)
-        inputs, labels = source[left].tolist(), source[right].tolist()
+        picked = pick(source.columns, columns, kind, name, lambda c: source[c].iloc[0] if len(source) else None)
+        read = [source[column].tolist() for column in (picked.input, picked.label, *_part(source.columns, picked))]
     elif isinstance(source, dict):
-        what, left, right, means = pick(source, columns, kind, name, lambda c: next(iter(source[c]), None))
-        inputs, labels = list(source[left]), list(source[right])
-        if len(inputs) != len(labels):
-            raise AffinageError(f"{name} has {len(inputs)} values in '{left}' and {len(labels)} in '{right}'; expected as many")
+        picked = pick(source, columns, kind, name, lambda c: next(iter(source[c]), None))
+        wanted = [picked.input, picked.label, *_part(source, picked)]
+        read = [list(source[column]) for column in wanted]
+        for column, cells in zip(wanted, read, strict=True):
+            if len(cells) != len(read[0]):
+                raise AffinageError(
+                    f"{name} has {len(read[0])} values in '{picked.input}' and {len(cells)} in '{column}'; expected as many"
+                )
     elif isinstance(source, list | tuple) and all(isinstance(row, dict) for row in source):
         if not source:
             raise AffinageError(f"{name} holds no rows: expected at least one")
         every = dict.fromkeys(key for row in source for key in row)
-        what, left, right, means = pick(every, columns, kind, name, source[0].get)
-        inputs, labels = [row.get(left) for row in source], [row.get(right) for row in source]
+        picked = pick(every, columns, kind, name, source[0].get)
+        read = [[row.get(column) for row in source] for column in (picked.input, picked.label, *_part(every, picked))]
     else:
         raise AffinageError(
             f"cannot read a {type(source).__name__}; expected a path, a Hub id, a Dataset, a pandas frame or a list of dicts"
         )
-    ids = [f"{name}:{row}" for row in range(len(inputs))]
-    named = tuple(classes) if classes else None
-    return build(what, inputs, labels, ids, where=name, split=split, base=Path(), classes=named, means=means)
+    return Cells(picked, read[0], read[1], classes, read[2] if len(read) > 2 else None)
+
+
+def _part(names: Iterable[Any], picked: Picked) -> list[str]:
+    """The column `split`, where there is one that is not read as something else."""
+    return [PART] if PART in list(names) and PART not in (picked.input, picked.label) else []

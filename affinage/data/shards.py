@@ -16,7 +16,7 @@ from ..spool import AT_ONCE, Cells, limit, need
 from ..types import Columns, Kind, Labels
 from . import objects
 from .growing import Growing
-from .table import UNLABELLED, Table, build, pick
+from .table import PART, SPLITS, UNLABELLED, Table, build, pick
 
 A_CELL = 100  # bytes that a cell takes in Python beside its content
 
@@ -70,6 +70,17 @@ def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     classes = objects.declared(features.get(right) or {})
     return Shard(path, what, left, right, metadata.num_rows, size, classes, means)
+
+
+def parted(shard: Shard) -> bool:
+    """Whether a column `split` names more than one of them, or another than train."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(shard.path) as file:
+        if PART not in file.schema_arrow.names or PART in (shard.input, shard.label):
+            return False
+        told = {str(cell).strip().lower() for cell in file.read(columns=[PART]).column(PART).unique().to_pylist()}
+    return bool(told & SPLITS.keys()) and told != {"train"}
 
 
 def unreadable(path: Path, error: Exception) -> AffinageError:

@@ -26,6 +26,7 @@ SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".a
 FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 UNSAID = "no transcript"
 UNLABELLED = "split without any label"
+PART = "split"  # the column that parts the rows of a lone table
 SPLITS = {"train": "train", **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"), "test": "test"}
 
 
@@ -109,6 +110,23 @@ def _heard(names: list[str], columns: Columns, audio: str | None, where: str) ->
         usual_names = " or ".join(TRANSCRIPT if wanted == "transcript" else LABEL)
         raise AffinageError(f"{where} has no {what} column ({found}); name it with --label-column, or call it {usual_names}")
     return Picked("audio", audio, target, wanted)
+
+
+def parts(cells: Sequence[Any], where: str) -> dict[str, list[int]] | None:
+    """The numbers of the rows of each split, as the column `split` names it; None where it means something else.
+
+    Raises:
+        AffinageError: some rows name a split, and one does not.
+    """
+    told = [str("" if cell is None else cell).strip().lower() for cell in cells]
+    if not SPLITS.keys() & set(told):
+        return None
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(told):
+        if name not in SPLITS:
+            raise AffinageError(f"{where} has a row whose split is '{name}': expected one of {', '.join(SPLITS)}")
+        found.setdefault(SPLITS[name], []).append(number)
+    return {name: found[name] for name in dict.fromkeys(SPLITS.values()) if name in found}
 
 
 def sounds(cell: Any) -> bool:
