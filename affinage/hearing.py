@@ -103,7 +103,11 @@ def settled(config: Any) -> None:
 
 
 def rows(inputs: Sequence[Any], extractor: Any, model: Any) -> SoundRows:
-    """Every recording decoded, resampled and given to the extractor alone, so that a row depends on no other."""
+    """Every recording decoded, resampled and given to the extractor alone, so that a row depends on no other.
+
+    Raises:
+        AffinageError: one that cannot be read, is silent (a network hears words even there), or is longer than the model hears.
+    """
     rate = int(extractor.sampling_rate)
     name = str(extractor.model_input_names[0])
     parts: list[np.ndarray] = []
@@ -113,6 +117,8 @@ def rows(inputs: Sequence[Any], extractor: Any, model: Any) -> SoundRows:
     reach = MOST_SECONDS.get(type(extractor).__name__)
     for i, thing in enumerate(inputs):
         samples = sound.heard(thing, rate)
+        if np.abs(samples).max() < sound.SILENCE:
+            raise AffinageError(f"{sound.name_of(thing)} is silent (nothing above -80 dB): there is nothing to hear in it")
         if reach and len(samples) > reach * rate:
             raise AffinageError(
                 f"{sound.name_of(thing)} lasts {len(samples) / rate:.0f} seconds, and the model hears {reach} at most: cut it"

@@ -340,6 +340,8 @@ def test_bad_input(tuned: affinage.Run, melodies: Path, tmp_path: Path) -> None:
     table.write_text("file_name,transcription\ngone.wav,low\n", encoding="utf8")
     with pytest.raises(AffinageError, match=r"none of the 1 audio files that metadata\.csv names is there"):
         affinage.check(tmp_path)
+    with pytest.raises(AffinageError, match=r"silent\.wav is silent .*: there is nothing to hear in it"):
+        tuned.predict([tmp_path / "silent.wav"])
     with pytest.raises(AffinageError, match="an empty file"):
         tuned.predict([tmp_path / "empty.wav"])
     for option in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"views": 2}):
