@@ -2,6 +2,7 @@
 
     python benchmarks/speech.py
     python benchmarks/speech.py --bases bases/without --out benchmarks/results/speech-each.jsonl
+    python benchmarks/speech.py --held-out --labels 5 --arms two-stage --seeds 2 --settings learning_rate=1e-3 --out rates.jsonl
     python benchmarks/speech.py --show
 
 One line a finished cell (speaker, recordings a digit, arm, seed), seeds outermost: a partial file is balanced. The base is
@@ -36,7 +37,9 @@ SPEAKERS = ("theo", "yweweler")  # those that examples/pretrain/speech.py leaves
 LABELS = (1, 5, 20)  # recordings a digit
 SEEDS = 6
 TOLD = ("epochs", "steps", "converged", "worse_than_before")
-KEYS = ("speaker", "labels", "arm", "seed")
+KEYS = ("speaker", "labels", "arm", "seed", "settings", "tested")
+FIRST = {"settings": "", "tested": "test"}  # of lines that name none
+HELD = 100  # recordings of the speaker that --held-out tests on
 
 
 def splits(data: Path, speaker: str) -> dict[str, list[dict[str, str]]]:
@@ -47,6 +50,31 @@ def splits(data: Path, speaker: str) -> dict[str, list[dict[str, str]]]:
             if row["speaker"] == speaker:
                 found[row["split"]].append({"audio": str(data / row["path"]), "transcript": row["transcript"]})
     return found
+
+
+def held_out(rows: dict[str, list[dict[str, str]]], seed: int) -> dict[str, list[dict[str, str]]]:
+    """The training rows alone, parted anew by the seed: for a search, which is to see no test row."""
+    import numpy as np
+
+    order = np.random.default_rng([1000, seed]).permutation(len(rows["train"]))
+    return {"train": [rows["train"][i] for i in order[HELD:]], "test": [rows["train"][i] for i in order[:HELD]]}
+
+
+def settings(text: str) -> dict[str, Any]:
+    """`learning_rate=1e-3,unfreeze=everything` as options of fit."""
+
+    def value(word: str) -> Any:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return {name: value(word) for name, word in (pair.split("=") for pair in text.split(",") if pair)}
+
+
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The finished ones."""
+    return [{**FIRST, **line} for line in lines(path)]
 
 
 def write_digits(folder: Path) -> Path:
@@ -75,6 +103,8 @@ def measured(cell: dict[str, Any], data: Path, base: Path) -> dict[str, Any]:
     import affinage
 
     rows = splits(data, cell["speaker"])
+    if cell["tested"] != FIRST["tested"]:
+        rows = held_out(rows, cell["seed"])
     digits = write_digits(Path(tempfile.gettempdir()))
     clock = time.perf_counter(), time.process_time()
     if cell["arm"] == "none":
@@ -85,7 +115,7 @@ def measured(cell: dict[str, Any], data: Path, base: Path) -> dict[str, Any]:
         try:
             run = affinage.fit(
                 base, rows, plan=cell["arm"], labels_per_class=cell["labels"], seed=cell["seed"],
-                out=out / "run", leaks="drop", quiet=True,
+                out=out / "run", leaks="drop", quiet=True, **settings(cell["settings"]),
             )  # fmt: skip
             known = affinage.load(run.path, language_model=digits).evaluate(rows["test"])
         finally:
@@ -108,10 +138,11 @@ def told(path: Path) -> None:
     """The mean and the spread of each arm over speakers and seeds, by recordings a digit, and each speaker's mean."""
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     words: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for line in lines(path):
-        found[line["labels"], line["arm"]].append(line["wer"])
-        words[line["labels"], line["arm"]].append(line["wer_known_words"])
-    for (labels, arm), values in sorted(found.items(), key=lambda pair: (pair[0][0], ARMS.index(pair[0][1]))):
+    for line in cells(path):
+        arm = " ".join(filter(None, (line["arm"], line["settings"])))
+        found[line["labels"], arm].append(line["wer"])
+        words[line["labels"], arm].append(line["wer_known_words"])
+    for (labels, arm), values in sorted(found.items(), key=lambda pair: (pair[0][0], ARMS.index(pair[0][1].split()[0]))):
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         known = statistics.mean(words[labels, arm])
         print(
@@ -137,7 +168,7 @@ def gap(path: Path, labels: int, left: str, right: str) -> str:
     where there are three speakers or more, the interval over speakers (the means of their draws) too."""
     from affinage.measure.interval import paired
 
-    scores = {tuple(line[key] for key in KEYS): line["wer"] for line in lines(path)}
+    scores = {tuple(line[key] for key in KEYS[:4]): line["wer"] for line in cells(path) if not line["settings"]}
     draws, people = sorted({key[3] for key in scores if key[1] == labels}), speakers(path)
     gaps = {
         (who, seed): scores[who, labels, left, seed] - scores[who, labels, right, seed]
@@ -166,6 +197,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--show", action="store_true", help="print the table of what is there, and stop")
     parser.add_argument("--labels", type=lambda text: [int(n) for n in text.split(",")], default=list(LABELS), help="a digit")
+    parser.add_argument("--settings", default="", help="options of fit, as learning_rate=1e-3,unfreeze=everything")
+    parser.add_argument("--held-out", action="store_true", help=f"test on {HELD} of the training recordings, for a search")
     parser.add_argument("--arms", type=lambda text: text.split(","), default=list(ARMS), help="of none and the plans")
     asked = parser.parse_args(words)
     if unknown := set(asked.arms) - set(ARMS):
@@ -186,16 +219,17 @@ def main(words: Sequence[str] | None = None) -> int:
         if not bases:
             parser.error(f"no finished run in {asked.bases}: make them with examples/pretrain/speech.py --without NAME")
     weights, commit = {name: digest(base) for name, base in bases.items()}, facts.commit()
-    done = {tuple(line[key] for key in KEYS): line["weights"] for line in lines(asked.out)}
-    cells = [
-        dict(zip(KEYS, (speaker, labels, arm, seed), strict=True))
+    done = {tuple(line[key] for key in KEYS): line["weights"] for line in cells(asked.out)}
+    tested = "held out" if asked.held_out else FIRST["tested"]
+    wanted = [
+        dict(zip(KEYS, (speaker, labels, arm, seed, asked.settings, tested), strict=True))
         for seed in range(asked.first, asked.first + asked.seeds)
         for labels in (0, *asked.labels)
         for speaker in bases
         for arm in (ARMS[:1] if not labels else ARMS[1:])
         if arm in asked.arms and (labels or not seed)  # the base as it is depends on no draw
     ]
-    for number, cell in enumerate(cells, 1):
+    for number, cell in enumerate(wanted, 1):
         key = tuple(cell[name] for name in KEYS)
         if key in done:
             if done[key] != weights[cell["speaker"]]:
@@ -206,7 +240,7 @@ def main(words: Sequence[str] | None = None) -> int:
         here = {"versions": facts.versions(), "cpu": facts.hardware("")["cpu"]}
         append(asked.out, {**cell, **found, "weights": weights[cell["speaker"]], "threads": 1, "commit": commit, **here})
         words_of = " ".join(map(str, key))
-        print(f"[{number}/{len(cells)}] {words_of}: WER {found['wer']:.3f}, {found['cpu_seconds']:.1f} CPU s", flush=True)
+        print(f"[{number}/{len(wanted)}] {words_of}: WER {found['wer']:.3f}, {found['cpu_seconds']:.1f} CPU s", flush=True)
     told(asked.out)
     return 0
 

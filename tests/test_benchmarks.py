@@ -424,6 +424,16 @@ def test_speakers_that_the_base_never_heard(
     assert speech.main(words) == 2 and "of another base" in capsys.readouterr().err
 
 
+def test_a_search_of_the_rates_of_sound_sees_no_test_row(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    speech = loaded("speech", monkeypatch)
+    found = speech.splits(shared_data / "fsdd", "theo")
+    train, test = ({row["audio"] for row in speech.held_out(found, 3)[name]} for name in ("train", "test"))
+    assert (len(train), len(test)) == (350, 100) and not train & test
+    assert train | test == {row["audio"] for row in found["train"]}
+    assert speech.settings("learning_rate=1e-3,unfreeze=everything") == {"learning_rate": 1e-3, "unfreeze": "everything"}
+    assert speech.settings("") == {}
+
+
 def test_the_table_of_the_starters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = loaded("starters", monkeypatch)
     changes = {"suite": "starter-bytes", "data": "sms_spam", "labels": 10}
