@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from arms import HERE, append, digest, lines
-from speech import STARTER, as_it_is
+from speech import STARTER, as_it_is, settings
 
 ARMS = ("none", "frozen", "two-stage", "full", "scratch")
 HELD = 30  # utterances
-KEY = ("weights", "set", "recordings", "arm", "seed", "epochs")
-FIRST = {"set": "ljtext_reader", "recordings": None}  # of lines that name none
+KEY = ("weights", "set", "recordings", "arm", "seed", "epochs", "settings")
+FIRST = {"set": "ljtext_reader", "recordings": None, "settings": ""}  # of lines that name none
 
 
 def splits(data: Path) -> dict[str, list[dict[str, str]]]:
@@ -59,7 +59,7 @@ def measured(told: argparse.Namespace, recordings: int | None, arm: str, seed: i
     try:
         run = affinage.fit(
             told.base, rows, plan=arm, seed=seed, out=folder / "run", leaks="drop",
-            quiet=True, **more,
+            quiet=True, **more, **settings(told.settings),
         )  # fmt: skip
         heard = [one["text"] for one in run.predict([row["audio"] for row in rows["test"][:3]])]
     finally:
@@ -96,7 +96,8 @@ def table(path: Path) -> str:
     ]
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = {}
     for line in cells(path):
-        key = line["weights"], line["set"], line["recordings"], line["epochs"]
+        name = f"{line['set']}, {line['settings']}" if line["settings"] else line["set"]
+        key = line["weights"], name, line["recordings"], line["epochs"]
         found.setdefault(key, {arm: [] for arm in ARMS})[line["arm"]].append(line)
     for (base, name, count, epochs), by_arm in found.items():
         head = f"| {base} | {name} | {count or 'all'}"
@@ -123,6 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--recordings", type=lambda text: [int(n) for n in text.split(",")], default=[None], help="to learn from")
     parser.add_argument("--base", type=Path, default=STARTER, help="a model folder; starter-speech if not given")
     parser.add_argument("--arms", type=lambda text: text.split(","), default=["two-stage", "full", "scratch"])
+    parser.add_argument("--settings", default="", help="options of fit, as learning_rate=1e-3,unfreeze=everything")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where another process has those before")
     parser.add_argument("--epochs", type=int, default=15, help="0: affinage's own number")
@@ -145,7 +147,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for recordings, arm in itertools.product(told.recordings, told.arms):
             if arm == "none" and (seed, recordings) != (0, told.recordings[0]):
                 continue  # it depends on no draw
-            key = (weights, told.set, recordings, arm, seed, told.epochs)
+            key = (weights, told.set, recordings, arm, seed, told.epochs, told.settings)
             if key in done:
                 continue
             found = measured(told, recordings, arm, seed)
