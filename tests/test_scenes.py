@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +13,10 @@ from PIL import Image
 
 from affinage.data import read
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "pretrain"
-
 
 @pytest.fixture(scope="module")
-def scenes() -> Iterator[ModuleType]:
-    """Found by name, as the processes that draw find it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("scenes")
+def scenes(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("scenes")
 
 
 def test_the_same_command_gives_the_same_bytes(scenes: ModuleType, tmp_path: Path) -> None:

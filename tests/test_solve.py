@@ -185,7 +185,7 @@ def test_one_row_a_class() -> None:
 
 
 def test_a_feature_that_hardly_moves_does_not_decide_alone() -> None:
-    """Once blown up to a spread of one, it had weights of 20,000, and a picture in which it moved had logits to match."""
+    """Once blown up to a spread of one, its weights were the largest by far, and a picture in which it moved had logits to match."""
     rng = np.random.default_rng(0)
     y = np.arange(60) % 3
     x = rng.standard_normal((60, 8)) + 2.0 * np.eye(3)[y] @ rng.standard_normal((3, 8))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +13,10 @@ import pytest
 
 from affinage.data import read
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "pretrain"
-
 
 @pytest.fixture(scope="module")
-def spoken() -> Iterator[ModuleType]:
-    """Found by name, as the processes that speak find it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("spoken")
+def spoken(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("spoken")
 
 
 @pytest.fixture

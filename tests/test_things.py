@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parents[1] / "examples" / "pretrain"
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny_imagenet_200"
-
 
 @pytest.fixture(scope="module")
-def things() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("things")
+def things(recipe: Callable[[str], ModuleType]) -> ModuleType:
+    return recipe("things")
 
 
 def test_the_box_of_a_map_with_one_patch(things: ModuleType) -> None:
@@ -56,9 +50,8 @@ def test_boxes_lie_where_the_things_went(things: ModuleType) -> None:
     assert counts == {1, 4, 9}
 
 
-@pytest.mark.skipif(not PHOTOS.exists(), reason="no tiny_imagenet_200 in ../shared/data")
-def test_a_thing_is_found_only_where_the_label_is_believed(things: ModuleType, tmp_path: Path) -> None:
-    table = pq.read_table(next(iter(sorted(PHOTOS.glob("train*.parquet"))))).slice(0, 40)
+def test_a_thing_is_found_only_where_the_label_is_believed(things: ModuleType, tmp_path: Path, shared_data: Path) -> None:
+    table = pq.read_table(next(iter(sorted((shared_data / "tiny_imagenet_200").glob("train*.parquet"))))).slice(0, 40)
     pq.write_table(table, tmp_path / "train.parquet")
     found = things.find(tmp_path)
     assert 5 < len(found) < 40
