@@ -4,6 +4,7 @@
 
 Makes the scenes (examples/pretrain/scenes.py), an untaught detector whose backbone has the weights of the image classifier, and
 fits it with affinage. `--untaught FOLDER` stops after the second step: that is where "backbone only" begins in the benchmark.
+`--start starter-detector --side 256` goes on from a taught one at another size: cheaper than to learn all of it there.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SIDE = 160  # pixels: on one core a step of 16 pictures takes about a second
+SIDE = 160  # pixels, unless told otherwise: on one core a step of 16 pictures takes about a second
 WIDTH = 96  # of what the encoder and the decoder work on
 LAST = 2  # blocks of the backbone's last stage that are kept: with all three the weights would not fit into 5 MB
 
 
-def untaught(backbone: Path | None, out: Path, classes: Sequence[str], seed: int = 0) -> Path:
+def untaught(backbone: Path | None, out: Path, classes: Sequence[str], seed: int = 0, side: int = SIDE) -> Path:
     """A RT-DETR on maps at strides 8 and 16, saved with its processor: the backbone has learnt, the rest is drawn.
 
     `backbone`: the folder of a ResNet of three stages for images; starter-vision where none is given.
@@ -68,8 +69,22 @@ def untaught(backbone: Path | None, out: Path, classes: Sequence[str], seed: int
     model.model.backbone.model.load_state_dict({name: weights[name] for name in own})
     model.save_pretrained(out)
     processor: Any = T.RTDetrImageProcessorPil(
-        size={"height": SIDE, "width": SIDE}, do_normalize=True, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+        size={"height": side, "width": side}, do_normalize=True, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
     )  # the pixels that the ResNet was taught on
+    processor.save_pretrained(out)
+    return out
+
+
+def resized(taught: str, out: Path, side: int) -> Path:
+    """The same detector for pictures of another size: its weights know no size, its processor does."""
+    import transformers as T
+
+    from affinage import starters
+
+    folder = starters.place(taught)
+    T.RTDetrForObjectDetection.from_pretrained(folder, dtype="float32").save_pretrained(out)
+    processor: Any = T.RTDetrImageProcessorPil.from_pretrained(folder)
+    processor.size = {"height": side, "width": side}
     processor.save_pretrained(out)
     return out
 
@@ -84,6 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=Path, help="scenes that were made before")
     parser.add_argument("--count", type=int, default=4000, help="training scenes")
     parser.add_argument("--start", help="a detector to go on from, such as starter-detector; an untaught one if not given")
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels of a picture")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
@@ -94,15 +110,18 @@ def main(words: Sequence[str] | None = None) -> None:
 
     classes = scenes.CLASSES if told.raccoon is None else (*scenes.CLASSES, scenes.RACCOON)
     if told.untaught:
-        untaught(told.backbone, told.untaught, classes, told.seed)
+        untaught(told.backbone, told.untaught, classes, told.seed, told.side)
         return
     import affinage
 
     with tempfile.TemporaryDirectory() as folder:
-        base = told.start or untaught(told.backbone, Path(folder) / "untaught", classes, told.seed)
+        begun = Path(folder) / "begun"
+        base = (
+            resized(told.start, begun, told.side) if told.start else untaught(told.backbone, begun, classes, told.seed, told.side)
+        )
         made = told.scenes or Path(folder) / "scenes"
         if not told.scenes:
-            scenes.write(made, told.count, SIDE, told.seed, told.photos, told.raccoon)
+            scenes.write(made, told.count, told.side, told.seed, told.photos, told.raccoon)
         done = affinage.fit(
             model=base, data=made, plan="full", epochs=told.epochs, learning_rate=told.learning_rate,
             head_learning_rate=told.learning_rate, layer_decay=1.0, batch_size=told.batch_size,
