@@ -25,8 +25,9 @@ setup: .venv/.stamp  ## make .venv with everything in it
 	.venv/bin/python -m pip install --quiet -e '.[dev]' -c constraints.txt
 	touch $@
 
-demo: $(READY)  ## one real experiment, into runs/demo
+demo: $(READY)  ## two real experiments, into runs/demo
 	$(PY) examples/demo.py
+	$(PY) examples/boxes.py
 
 test: $(READY)  ## the fast tests
 	$(PYTEST)
