@@ -102,6 +102,7 @@ def fit(
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     vocabulary: Annotated[Word, _option("auto|base|data", "Speech: whose characters are written.")] = None,
     transcripts: Annotated[Word, _option("plain|as-written", "Speech: without case and punctuation, or as they are.")] = None,
+    language: Annotated[Word, _option("CODE", "Speech: the language that is spoken, for a Whisper of many.")] = None,
     decoding: Decoding = None,
     language_model: LanguageModel = None,
     language_model_weight: LanguageModelWeight = None,

@@ -112,6 +112,8 @@ class Settings(BaseModel):
     vocabulary: Literal["auto", "base", "data"] = _setting("auto", "auto, base or data")
     # speech: plain is lower case without punctuation but the apostrophe, as word error rates are usually told
     transcripts: Literal["plain", "as-written"] = _setting("plain", "plain or as-written")
+    # speech: Whisper is told which of its languages it hears; none: the one that its folder names
+    language: str | None = _setting(None, "a language that the model knows, such as en")
     # speech: beam search pays where words are known beforehand; auto: where there is a language model
     decoding: Literal["auto", "greedy", "beam"] = _setting("auto", "auto, greedy or beam")
     language_model: FromHere | None = _setting(

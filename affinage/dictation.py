@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from affinage.errors import AffinageError
+from affinage.errors import AffinageError, nearest
 from affinage.hearing import SoundRows
 from affinage.types import Batch
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 WRITTEN = "decoder_input_ids"  # what the decoder has written so far
 IGNORED = -100  # of a target: padding
+TASK = "transcribe"  # not "translate", which is to English
 MOST = 200  # tokens that are written of one recording at most; Whisper's decoder has 448 places, half of them for a prompt
 
 
@@ -73,18 +75,60 @@ class TokenAims:
         return {"labels": torch.from_numpy(labels), "written": torch.from_numpy(before)}
 
 
-def load(config: Any, source: str | Path, *, task: str, fresh: bool, revision: str | None) -> Any:
-    """The model.
+def load(
+    config: Any, source: str | Path, tokenizer: Any, language: str | None, *, task: str, fresh: bool, revision: str | None
+) -> Any:
+    """The model, which writes `language` from now on, and so does the tokenizer.
 
     Raises:
-        AffinageError: as `pretrained.guarded`.
+        AffinageError: as `pretrained.guarded` and `_settle`.
     """
     import transformers
 
     from affinage import pretrained
 
     auto = transformers.AutoModelForSpeechSeq2Seq
-    return pretrained.built(auto, source, config, task=task, fresh=fresh, revision=revision)
+    model = pretrained.built(auto, source, config, task=task, fresh=fresh, revision=revision)
+    if fresh:  # the weights are drawn anew, not what they are asked for
+        with suppress(OSError):  # a folder need not have one
+            model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
+    _settle(model, tokenizer, language, source)
+    return model
+
+
+def _settle(model: Any, tokenizer: Any, language: str | None, source: str | Path) -> None:
+    """What is put before each transcript is the same in training, in answers, and in plain pipelines on the run.
+
+    A Whisper of many languages is told the language and the task. Left alone it guesses the language of each recording anew, and
+    its tokenizer puts none before what is learnt.
+
+    Raises:
+        AffinageError: no language where one is needed, one where none is, or one that the model does not know.
+    """
+    asked = model.generation_config
+    known = getattr(asked, "lang_to_id", None) or {}
+    if not known or not getattr(asked, "is_multilingual", True):
+        if language is not None:
+            raise AffinageError(f"{source} is not told a language: leave --language out")
+        return
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    codes = sorted(token.strip("<|>") for token in known)
+    wished = language or getattr(asked, "language", None) or getattr(tokenizer, "language", None)
+    if wished is None:
+        raise AffinageError(f"{source} writes {len(codes)} languages: say which one is spoken, as in --language en")
+    code = TO_LANGUAGE_CODE.get(wished.lower(), wished.lower()).strip("<|>")
+    if code not in codes:
+        raise AffinageError(f"{source} knows no language '{wished}'{nearest(code, codes)}: it writes {', '.join(codes)}")
+    tokenizer.set_prefix_tokens(language=code, task=TASK)
+    asked.language, asked.task, asked.forced_decoder_ids = code, TASK, None
+
+
+def prompt(tokenizer: Any, model: Any) -> list[int]:
+    """The tokens before each transcript: the first, and with Whisper the language, the task, and that no times are wanted."""
+    start, ids = int(model.config.decoder_start_token_id), list(tokenizer("").input_ids)
+    ids = ids[:-1] if ids[-1:] == [model.config.eos_token_id] else ids
+    return ids if ids[:1] == [start] else [start, *ids]
 
 
 def begun(sounds: SoundRows, model: Any) -> Begun:
@@ -125,8 +169,10 @@ def answer(forward: Any, batch: Batch, tokenizer: Any, targets: Any = None) -> l
     sounds = {name: value for name, value in batch.items() if name != WRITTEN}
     places = getattr(model.config, "max_target_positions", None) or getattr(model.config, "max_position_embeddings", None) or MOST
     ids = model.generate(**sounds, max_new_tokens=min(MOST, places // 2), do_sample=False, num_beams=1)
-    if ids.shape[1] == 0 or not (ids[:, :1] == model.config.decoder_start_token_id).all():  # some leave the first token out
-        ids = torch.cat([batch[WRITTEN], ids], 1)
+    before = ids.new_tensor(prompt(tokenizer, model))
+    if ids.shape[1] == 0 or not (ids[:, 0] == before[0]).all():  # Whisper leaves out what it was given to go on from
+        ids = torch.cat([before.expand(len(ids), -1), ids], 1)
+    ids = ids[:, :places]  # Whisper goes on behind a time stamp, should it write one
     said = model(**sounds, **{WRITTEN: ids[:, :-1]}).logits.float().log_softmax(-1) if ids.shape[1] > 1 else None
     losses: list[float | None] = [None] * len(ids)
     if targets is not None:

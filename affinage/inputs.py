@@ -210,6 +210,7 @@ def _suits(settings: config.Settings, task: Task) -> None:
     spoken: dict[str, Any] = {
         "vocabulary": "auto",
         "transcripts": "plain",
+        "language": None,
         "decoding": "auto",
         "language_model": None,
         "language_model_weight": 1.0,

@@ -1,16 +1,21 @@
-"""Tiny random detectors of every family, each saved with its processor; and pictures with squares and discs to find."""
+"""Tiny random detectors of every family, each saved with its processor; pictures to find squares in; and what pycocotools says."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers as T
 from PIL import Image, ImageDraw
+
+from affinage.boxes import Boxes
 
 SIDE = 64
 PLAIN = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
@@ -119,3 +124,32 @@ def pictures(folder: Path, train: int = 12, validation: int = 6, test: int = 6, 
         if count:
             (folder / f"{split}.json").write_text(json.dumps(whole), encoding="utf8")
     return folder
+
+
+def pycoco(answers: Sequence[dict[str, Any]], targets: Sequence[Boxes], count: int) -> Any:
+    """pycocotools' own evaluation of boxes of `count` classes."""
+    coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    images, things, said = [], [], []
+    for i, (answer, truth) in enumerate(zip(answers, targets, strict=True)):
+        images.append({"id": i, "width": truth.size[0], "height": truth.size[1]})
+        for kind, (x0, y0, x1, y1), many in zip(truth.classes, truth.boxes, truth.crowd, strict=True):
+            things.append(
+                {"id": len(things) + 1, "image_id": i, "category_id": int(kind), "bbox": [x0, y0, x1 - x0, y1 - y0],
+                 "area": (x1 - x0) * (y1 - y0), "iscrowd": int(many)}
+            )  # fmt: skip
+        for box, score, kind in zip(answer["boxes"], answer["scores"], answer["classes"], strict=True):
+            x0, y0, x1, y1 = np.asarray(box) * [*truth.size, *truth.size]
+            said.append({"image_id": i, "category_id": kind, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_of = coco.COCO()
+        truth_of.dataset = {
+            "images": images,
+            "annotations": things,
+            "categories": [{"id": k, "name": str(k)} for k in range(count)],
+        }
+        truth_of.createIndex()
+        whole = evaluation.COCOeval(truth_of, truth_of.loadRes(said), "bbox")
+        whole.evaluate()
+        whole.accumulate()
+        whole.summarize()
+    return whole

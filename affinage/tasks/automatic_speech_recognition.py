@@ -74,6 +74,7 @@ class SpeechRecognition(Task):
     names: Literal["vocabulary"] = "vocabulary"
     vocabulary: str = "auto"  # "base", "data" or "auto": the base's where it has all that the transcripts need
     transcripts: str = "plain"  # or "as-written"
+    language: str | None = None  # of what is spoken, for a Whisper of many languages
     decoding: str = "auto"  # "greedy", "beam", or "auto": beam search where there is a language model
     language_model: Path | str | None = None  # an ARPA file, or a list of words
     language_model_weight: float = 1.0
@@ -117,8 +118,10 @@ class SpeechRecognition(Task):
                 raise AffinageError(f"{source} has no tokenizer: expected tokenizer.json beside config.json")
             if self.decoding == "beam" or self.language_model is not None:
                 raise AffinageError(f"{source} writes token by token: --decoding beam and --language-model are for CTC heads")
-            model = dictation.load(config, source, task=self.name, fresh=fresh, revision=revision)
+            model = dictation.load(config, source, own, self.language, task=self.name, fresh=fresh, revision=revision)
             return model, _processor(model, extractor, own)
+        if self.language is not None:
+            raise AffinageError(f"{source} writes letter by letter and is not told a language: leave --language out")
         lacking = missing(own, names) if own is not None else list(names)
         if own is None and self.vocabulary == "base":
             raise AffinageError(f"{source} has no vocabulary of its own: leave --vocabulary base out")

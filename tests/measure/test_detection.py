@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
-import io
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,8 @@ from affinage.boxes import Boxes, cleaned
 from affinage.errors import AffinageError
 from affinage.measure import detection
 from affinage.measure.detection import best, curves, matched, overlaps, scores
+
+from ..detectors import pycoco
 
 pytest.importorskip("faster_coco_eval", reason="pip install 'affinage[detection]' for the scores of detectors")
 
@@ -49,35 +49,10 @@ def made(count: int, seed: int, crowd: bool = True) -> tuple[list[dict[str, Any]
     return answers, targets
 
 
-def pycoco(answers: list[dict[str, Any]], targets: list[Boxes]) -> Any:
-    """pycocotools' own evaluation."""
-    coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    images, things, said = [], [], []
-    for i, (answer, truth) in enumerate(zip(answers, targets, strict=True)):
-        images.append({"id": i, "width": SIZE[0], "height": SIZE[1]})
-        for kind, (x0, y0, x1, y1), many in zip(truth.classes, truth.boxes, truth.crowd, strict=True):
-            things.append(
-                {"id": len(things) + 1, "image_id": i, "category_id": int(kind), "bbox": [x0, y0, x1 - x0, y1 - y0],
-                 "area": (x1 - x0) * (y1 - y0), "iscrowd": int(many)}
-            )  # fmt: skip
-        for box, score, kind in zip(answer["boxes"], answer["scores"], answer["classes"], strict=True):
-            x0, y0, x1, y1 = np.asarray(box) * [*SIZE, *SIZE]
-            said.append({"image_id": i, "category_id": kind, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score})
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth_of = coco.COCO()
-        truth_of.dataset = {"images": images, "annotations": things, "categories": [{"id": k, "name": str(k)} for k in range(3)]}
-        truth_of.createIndex()
-        whole = evaluation.COCOeval(truth_of, truth_of.loadRes(said), "bbox")
-        whole.evaluate()
-        whole.accumulate()
-        whole.summarize()
-    return whole
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_equal_to_pycocotools(seed: int) -> None:
     answers, targets = made(25, seed)
-    theirs, ours = pycoco(answers, targets), scores(answers, targets)
+    theirs, ours = pycoco(answers, targets, 3), scores(answers, targets)
     for name, value in (("map", theirs.stats[0]), ("map50", theirs.stats[1]), ("map75", theirs.stats[2])):
         assert abs(ours[name] - value) < 1e-9, name
     precision = theirs.eval["precision"]

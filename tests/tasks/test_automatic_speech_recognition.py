@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 import torch
 
 import affinage
-from affinage import cut, hearing, plans, sound
+from affinage import cut, dictation, hearing, plans, sound
 from affinage.errors import AffinageError
 from affinage.features import answered
 from affinage.inputs import net_of, plan_of
 from affinage.tasks.automatic_speech_recognition import made, missing, per_row, plain, spelled, task
 
-from .. import tiny
+from .. import recognisers, tiny
 
 pytest.importorskip("soundfile")
 
@@ -65,8 +66,6 @@ def test_paths_are_spelled_as_the_tokenizer_does() -> None:
 
 
 def test_vocabulary_of_the_base_or_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import replace
-
     folder = tiny.wav2vec2(tmp_path / "bare")
     model, processor = task.load(folder, ("a", "b"), fresh=False, revision=None)
     assert model.config.vocab_size == len(processor.tokenizer) == 5 and model.config.pad_token_id == 0
@@ -91,51 +90,11 @@ def test_groups() -> None:
     assert task.groups(["this is said once", "and so is this"]) == ["row", "row"]
 
 
-FAMILIES: dict[str, Any] = {
-    "hubert": ("HubertConfig", "HubertForCTC", {}),
-    "wavlm": ("WavLMConfig", "WavLMForCTC", {}),
-    "wav2vec2-conformer": ("Wav2Vec2ConformerConfig", "Wav2Vec2ConformerForCTC", {}),
-    "wav2vec2-bert": ("Wav2Vec2BertConfig", "Wav2Vec2BertForCTC", {"extractor": "seamless"}),
-    "parakeet": ("ParakeetCTCConfig", "ParakeetForCTC", {"extractor": "parakeet"}),
-}
-
-
-def family(name: str, folder: Path) -> Path:
-    """A random network of this family, with its extractor."""
-    import transformers as T
-
-    config_name, model_name, more = FAMILIES[name]
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=12)
-    if name == "parakeet":
-        encoder = T.ParakeetEncoderConfig(**{k: v for k, v in sizes.items() if k != "vocab_size"}, num_mel_bins=80, subsampling_conv_channels=8, layerdrop=0.0)  # fmt: skip
-        config = T.ParakeetCTCConfig(encoder_config=encoder.to_dict(), vocab_size=12, pad_token_id=11)
-    elif "extractor" in more:
-        config = getattr(T, config_name)(**sizes, feature_projection_input_dim=160, conv_depthwise_kernel_size=7, layerdrop=0.0)
-    else:
-        stem = dict(conv_dim=(16, 16, 32), conv_stride=(5, 4, 4), conv_kernel=(10, 8, 4), num_feat_extract_layers=3)
-        config = getattr(T, config_name)(
-            **sizes, **stem, feat_extract_norm="layer", do_stable_layer_norm=True,
-            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, layerdrop=0.0, conv_depthwise_kernel_size=7,
-        ) if name == "wav2vec2-conformer" else getattr(T, config_name)(
-            **sizes, **stem, feat_extract_norm="layer", do_stable_layer_norm=True,
-            num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, layerdrop=0.0,
-        )  # fmt: skip
-    getattr(T, model_name)(config).save_pretrained(folder)
-    if more.get("extractor") == "seamless":
-        T.SeamlessM4TFeatureExtractor(feature_size=80, num_mel_bins=80, sampling_rate=16_000).save_pretrained(folder)
-    elif more.get("extractor") == "parakeet":
-        T.ParakeetFeatureExtractor(feature_size=80, sampling_rate=16_000).save_pretrained(folder)
-    else:
-        T.Wav2Vec2FeatureExtractor(sampling_rate=8_000, return_attention_mask=True).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", recognisers.FAMILIES)
 def test_every_family(name: str, tmp_path: Path) -> None:
     """Loads, learns a step, counts its frames as the network does, answers a row alone as in company, and is cut at the head."""
-    model, processor = task.load(family(name, tmp_path), ("a", "b"), fresh=False, revision=None)
+    model, processor = task.load(recognisers.listener(name, tmp_path), ("a", "b"), fresh=False, revision=None)
     draw = np.random.default_rng(0)
     inputs = [(draw.normal(0, 0.1, n).astype(np.float32), 8_000) for n in (8_000, 5_200, 12_100, 8_000)]
     rows = task.encode(inputs, processor, model)
@@ -350,44 +309,14 @@ def test_bad_input(tuned: affinage.Run, melodies: Path, tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------- token by token
-def writer(name: str, folder: Path) -> Path:
-    """A random Whisper or Moonshine of two layers a side, with a vocabulary of characters."""
-    import transformers as T
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    words = ["<unk>", "<s>", "</s>", "<pad>", " ", *"abcdefghijklmnopqrstuvwxyz"]
-    made_up = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    made_up.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    made_up.decoder = decoders.Fuse()
-    T.PreTrainedTokenizerFast(
-        tokenizer_object=made_up, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    if name == "whisper":
-        config = T.WhisperConfig(
-            vocab_size=len(words), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, num_mel_bins=20, max_source_positions=1500,
-            decoder_start_token_id=1, bos_token_id=1, eos_token_id=2, pad_token_id=3, suppress_tokens=None,
-            begin_suppress_tokens=None, max_target_positions=32,
-        )  # fmt: skip
-        T.WhisperForConditionalGeneration(config).save_pretrained(folder)
-        T.WhisperFeatureExtractor(feature_size=20).save_pretrained(folder)
-    else:
-        config = T.MoonshineConfig(
-            vocab_size=len(words), hidden_size=32, intermediate_size=64, encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
-            encoder_num_attention_heads=2, decoder_num_attention_heads=2, decoder_start_token_id=1, bos_token_id=1, eos_token_id=2,
-            pad_token_id=3, max_position_embeddings=32,
-        )  # fmt: skip
-        T.MoonshineForConditionalGeneration(config).save_pretrained(folder)
-        T.Wav2Vec2FeatureExtractor(sampling_rate=16_000, do_normalize=False, return_attention_mask=True).save_pretrained(folder)
-    return folder
+LANGUAGE: dict[str, dict[str, Any]] = {"moonshine": {}, "whisper": {"language": "en"}}
 
 
-@pytest.mark.parametrize("name", ["moonshine", "whisper"])
+@pytest.mark.parametrize("name", recognisers.WRITERS)
 def test_token_by_token(name: str, melodies: Path, tmp_path: Path) -> None:
     """Loss of the model's own, a run by the plan full that its folder repeats, and no head that learns alone."""
-    folder = writer(name, tmp_path / "base")
-    model, processor = task.load(folder, ("a",), fresh=False, revision=None)
+    folder = recognisers.writer(name, tmp_path / "base")
+    model, processor = replace(task, **LANGUAGE[name]).load(folder, ("a",), fresh=False, revision=None)
     rows = task.encode([melodies / "train-0.wav", melodies / "train-2.wav"], processor, model)
     aims = task.aims(["low", "mid high"], rows, processor, model)
     batch, targets = task.teach(rows.batch(np.arange(2)), aims.batch(np.arange(2)), "none")
@@ -399,15 +328,71 @@ def test_token_by_token(name: str, melodies: Path, tmp_path: Path) -> None:
     every = [{"audio": (tiny.note(tiny.NOTES[w.split()[0]], 0.3, 16_000, i), 16_000), "text": w} for i, w in enumerate(words * 2)]
     data = {"train": every[:6], "test": every[6:]}
     with pytest.raises(AffinageError, match="is its table of words, which it reads first: use --plan full"):
-        plan_of(model=folder, data=data)
-    run = affinage.fit(folder, data, plan="full", epochs=1, out=tmp_path / "run", quiet=True)
+        plan_of(model=folder, data=data, **LANGUAGE[name])
+    run = affinage.fit(folder, data, plan="full", epochs=1, out=tmp_path / "run", quiet=True, **LANGUAGE[name])
     assert not run.record["plan"]["stages"][0]["rates"][0][0].startswith("head")
     (said,) = run.predict([every[0]["audio"]])
     assert said["words"] == [] and 0 < said["confidence"] <= 1
     assert run.evaluate(data)["cer"] == pytest.approx(run.metrics["cer"])
 
 
+@pytest.mark.parametrize("name", recognisers.WRITERS)
+def test_it_is_as_sure_of_a_transcript_as_of_a_target(name: str, melodies: Path, tmp_path: Path) -> None:
+    """Both are read behind the same prompt: with Whisper the language, the task and no times, which `generate` leaves out."""
+    model, processor = replace(task, **LANGUAGE[name]).load(
+        recognisers.writer(name, tmp_path), ("a",), fresh=False, revision=None
+    )
+    with torch.no_grad():  # sure of something other than the same token for ever
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prompt = dictation.prompt(processor.tokenizer, model)
+    assert processor.tokenizer.convert_ids_to_tokens(prompt) == (
+        ["<s>"] if name == "moonshine" else ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
+    )
+    rows = task.encode([melodies / "train-0.wav"], processor, model)
+    (answer,) = answered(task, model.eval(), rows, processor, "fp32")
+    batch = {k: v for k, v in rows.batch(np.arange(1)).items() if k != "decoder_input_ids"}
+    ids, chances, sayable = list(prompt), [], processor.tokenizer.vocab_size  # behind them come Whisper's times
+    with torch.no_grad():
+        for _ in range(32):
+            found = model(**batch, decoder_input_ids=torch.tensor([ids])).logits[0, -1].float().softmax(-1)
+            ids.append(int(found[:sayable].argmax()))
+            if ids[-1] in processor.tokenizer.all_special_ids:
+                break
+            chances.append(float(found[ids[-1]]))
+    assert chances and answer["confidence"] == pytest.approx(float(np.exp(np.mean(np.log(chances)))), rel=1e-3)
+
+
+def test_whisper_is_told_its_language(tmp_path: Path, melodies: Path) -> None:
+    folder = recognisers.writer("whisper", tmp_path / "base")
+    data = {"train": [{"audio": melodies / f"train-{i}.wav", "text": "low"} for i in range(4)]}
+    for options, says in (
+        ({}, r"writes 3 languages: say which one is spoken, as in --language en"),
+        ({"language": "fr"}, r"knows no language 'fr'.*: it writes de, en, zh"),
+    ):
+        with pytest.raises(AffinageError, match=says):
+            plan_of(model=folder, data=data, plan="full", **options)
+    for other in (recognisers.writer("moonshine", tmp_path / "moonshine"), tiny.wav2vec2(tmp_path / "ctc")):
+        with pytest.raises(AffinageError, match="is not told a language: leave --language out"):
+            plan_of(model=other, data=data, plan="full", language="en")
+
+    model, processor = replace(task, language="German").load(folder, ("a",), fresh=False, revision=None)
+    assert model.generation_config.language == "de" and "<|de|>" in processor.tokenizer.decode(
+        processor.tokenizer("low").input_ids
+    )
+    model.save_pretrained(tmp_path / "run")
+    processor.save_pretrained(tmp_path / "run")
+    model, processor = task.reload(tmp_path / "run", ())  # the folder names it now
+    assert model.generation_config.language == "de" and "<|de|>" in processor.tokenizer.decode(
+        processor.tokenizer("low").input_ids
+    )
+    fresh, _ = replace(task, language="en").load(folder, ("a",), fresh=True, revision=None)
+    assert fresh.generation_config.lang_to_id == model.generation_config.lang_to_id
+
+
 def test_whisper_hears_half_a_minute(tmp_path: Path) -> None:
-    model, processor = task.load(writer("whisper", tmp_path), ("a",), fresh=False, revision=None)
+    model, processor = replace(task, language="en").load(
+        recognisers.writer("whisper", tmp_path), ("a",), fresh=False, revision=None
+    )
     with pytest.raises(AffinageError, match="lasts 31 seconds, and the model hears 30 at most: cut it"):
         task.encode([(np.ones(31 * 8000, np.float32) / 2, 8000)], processor, model)

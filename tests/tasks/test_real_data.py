@@ -1,0 +1,111 @@
+"""Every architecture of sound and of boxes on real recordings and real pictures: learnt, cut, scored, and said by plain pipelines.
+
+The networks are tiny and know nothing, so that no score here means anything; what is held is that each goes the whole way from a
+data set as it was published to a folder that transformers reads, and that others count the same.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as T
+
+import affinage
+from affinage import data as reading
+from affinage import sound
+
+from .. import detectors, recognisers
+
+pytestmark = pytest.mark.slow
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COUNT = {"train": 20, "test": 10}
+
+
+@pytest.fixture(scope="module")
+def spoken(shared_data: Path) -> dict[str, list[dict[str, Any]]]:
+    """Recordings of fsdd: each digit twice to learn from and once to test on, by one speaker."""
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for digit, word in enumerate(DIGITS):
+        for name, take in (("train", 10), ("train", 11), ("test", 0)):
+            rows[name].append({"audio": shared_data / "fsdd" / "audio" / f"{digit}_george_{take}.flac", "text": word})
+    assert {name: len(part) for name, part in rows.items()} == COUNT
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # WavLM's own
+@pytest.mark.parametrize("name", [*recognisers.FAMILIES, *recognisers.WRITERS])
+def test_recordings_are_learnt_and_heard_again(name: str, spoken: dict[str, Any], tmp_path: Path) -> None:
+    jiwer = pytest.importorskip("jiwer")
+    writes = name in recognisers.WRITERS
+    base = (recognisers.writer if writes else recognisers.listener)(name, tmp_path / "base")
+    run = affinage.fit(base, spoken, plan="full" if writes else "two-stage", epochs=20 if writes else 1,
+                       learning_rate=1e-2 if writes else None, out=tmp_path / "run", language="en" if name == "whisper" else None,
+                       quiet=True)  # fmt: skip
+    assert run.record["data"]["rows"] == COUNT
+    again = affinage.load(run.path)
+    said = [one["text"] for one in again.predict([row["audio"] for row in spoken["test"]])]
+    truth = [row["text"] for row in spoken["test"]]
+    assert run.metrics["wer"] == pytest.approx(jiwer.wer(truth, said)) and run.metrics["cer"] == pytest.approx(
+        jiwer.cer(truth, said)
+    )
+    assert again.evaluate(spoken)["wer"] == run.metrics["wer"]
+    listen = T.pipeline("automatic-speech-recognition", model=str(run.path))
+    rate = listen.feature_extractor.sampling_rate
+    heard = [{"raw": sound.heard(row["audio"], rate), "sampling_rate": rate} for row in spoken["test"][:3]]
+    as_ours = {"generate_kwargs": {"num_beams": 1, "max_new_tokens": 16}} if writes else {}  # its default is five beams
+    assert [" ".join(listen(one, **as_ours)["text"].split()) for one in heard] == said[:3]
+
+
+def test_spectrograms_of_recordings_are_told_apart(spoken: dict[str, Any], tmp_path: Path) -> None:
+    """AST: the head is solved on what was computed once."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    T.ASTModel(T.ASTConfig(**sizes, max_length=64, num_mel_bins=32)).save_pretrained(tmp_path / "base")
+    T.ASTFeatureExtractor(max_length=64, num_mel_bins=32).save_pretrained(tmp_path / "base")
+    data = {name: [{"audio": row["audio"], "label": row["text"]} for row in part] for name, part in spoken.items()}
+    run = affinage.fit(tmp_path / "base", data, epochs=1, out=tmp_path / "run", quiet=True)
+    listen = T.pipeline("audio-classification", model=str(run.path), top_k=10)
+    for row in data["test"][:3]:
+        told = listen({"raw": sound.heard(row["audio"], 16_000), "sampling_rate": 16_000})
+        assert {one["label"]: one["score"] for one in told} == pytest.approx(run.predict([row["audio"]])[0]["scores"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def cells(shared_data: Path) -> dict[str, Any]:
+    """Blood cells, official split: ten pictures to learn from, eight to test on."""
+    found = reading.read(shared_data / "bccd")
+    assert found.test is not None
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for name, split, count in (("train", found.train, 10), ("test", found.test, 8)):
+        rows[name] = []
+        for picture, boxes in zip(split.inputs[:count], split.targets[:count], strict=True):
+            sides = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.boxes.tolist()]
+            rows[name].append({"image": picture, "objects": {"bbox": sides, "category": boxes.classes.tolist()}})
+    return rows
+
+
+@pytest.mark.parametrize("family", [*detectors.FAMILIES, "starter-detector"])
+def test_cells_are_learnt_and_found_again(family: str, cells: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("faster_coco_eval", reason="pip install 'affinage[detection]' for the scores of detectors")
+    base = family if family.startswith("starter") else detectors.saved(tmp_path / "base", family)
+    run = affinage.fit(base, cells, epochs=2, out=tmp_path / "run", quiet=True)
+    assert run.record["cuts"]["head"]["share"] > 0.3 and run.classes == ["Platelets", "RBC", "WBC"]
+
+    test = reading.read(cells).test
+    assert test is not None
+    number = {name: k for k, name in enumerate(run.classes)}
+    answers, truth = run._answers(test.inputs), [boxes.numbered(number) for boxes in test.targets]
+    theirs = detectors.pycoco(answers, truth, len(number))
+    for name, value in (("map", theirs.stats[0]), ("map50", theirs.stats[1]), ("map75", theirs.stats[2])):
+        assert run.metrics[name] == pytest.approx(value, abs=1e-9), name
+    assert run.evaluate(cells)["map"] == run.metrics["map"]
+
+    find = T.pipeline("object-detection", model=str(run.path))
+    for picture, ours in zip(test.inputs[:3], answers, strict=False):
+        said = sorted(find(str(picture), threshold=0.0), key=lambda one: -one["score"])
+        for one, score in zip(said[:5], ours["scores"], strict=False):
+            assert one["score"] == pytest.approx(score, abs=1e-3)
