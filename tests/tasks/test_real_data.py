@@ -9,13 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as T
+from PIL import Image
+from torch.nn.functional import affine_grid, grid_sample
 
 import affinage
 from affinage import data as reading
 from affinage import sound
+from affinage.augment_boxes import STRENGTH, Move
 
 from .. import detectors, recognisers
 
@@ -109,3 +113,33 @@ def test_cells_are_learnt_and_found_again(family: str, cells: dict[str, Any], tm
         said = sorted(find(str(picture), threshold=0.0), key=lambda one: -one["score"])
         for one, score in zip(said[:5], ours["scores"], strict=False):
             assert one["score"] == pytest.approx(score, abs=1e-3)
+
+
+@pytest.mark.parametrize("strength", STRENGTH)
+def test_cells_move_with_their_boxes(strength: str, cells: dict[str, Any]) -> None:
+    """What a box held of a picture, its moved box holds of the moved picture, mirrored where that was mirrored."""
+    torch.manual_seed(0)
+    looked = 0
+    for row in [*cells["train"], *cells["test"]]:
+        with Image.open(row["image"]) as picture:
+            wide, tall = picture.size
+            small = np.array(picture.convert("RGB").resize((320, 240)))
+        pixels = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 255
+        corners = torch.tensor(row["objects"]["bbox"]) / torch.tensor([wide, tall, wide, tall])
+        boxes = torch.cat([corners[:, :2] + corners[:, 2:] / 2, corners[:, 2:]], 1).float()
+        move = Move.drawn(1, strength)
+        moved, seen = move.boxes(0, boxes), move.pictures(pixels, torch.ones(1, 2))
+        whole = ((moved[:, :2] - moved[:, 2:] / 2 >= 0) & (moved[:, :2] + moved[:, 2:] / 2 <= 1)).all(1)
+        for before, after in zip(boxes[whole], moved[whole], strict=True):
+            was, is_ = _held(pixels, before), _held(seen, after)
+            is_ = is_.flip(-1) if move.flip[0] else is_
+            assert (was - is_).abs().mean() < 0.02 + 0.25 * was.std()
+            looked += 1
+    assert looked > 50
+
+
+def _held(pixels: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+    """(3, 12, 12) what lies in a box (centre x, centre y, width, height, in shares) of a (1, 3, H, W) picture."""
+    x, y, width, height = (2 * box).tolist()
+    theta = torch.tensor([[[width / 2, 0, x - 1], [0, height / 2, y - 1]]])
+    return grid_sample(pixels, affine_grid(theta, [1, 3, 12, 12], align_corners=False), align_corners=False)[0]
