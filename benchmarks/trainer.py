@@ -30,7 +30,7 @@ from frozen_text import Clock
 ARMS: dict[str, tuple[int | str, int]] = {"head": (0, 10), "top-1": (1, 10), "full": ("all", 5)}
 TASKS = {"speech": ("wer", speech.STARTER), "boxes": ("map50", detection.STARTER)}
 SIDES = ("affinage", "trainer")
-KEY = ("task", "arm", "seed", "side")
+KEY = ("task", "arm", "seed", "side", "weights")
 
 
 def settings(told: argparse.Namespace) -> dict[str, Any]:
@@ -120,23 +120,23 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
 
 def table(path: Path) -> str:
     """Median ratios and mean scores of the finished pairs, as Markdown."""
-    pairs: dict[tuple[str, str], dict[int, dict[str, dict[str, Any]]]] = {}
+    pairs: dict[tuple[str, str, str], dict[int, dict[str, dict[str, Any]]]] = {}
     for line in lines(path):
-        pairs.setdefault((line["task"], line["arm"]), {}).setdefault(line["seed"], {})[line["side"]] = line
+        pairs.setdefault((line["task"], line["weights"], line["arm"]), {}).setdefault(line["seed"], {})[line["side"]] = line
     out = [
-        "| task | arm | epochs | affinage, CPU s | Trainer, CPU s | times less | score | Trainer's | pairs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| task | weights | arm | epochs | affinage, CPU s | Trainer, CPU s | times less | score | Trainer's | pairs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for task in TASKS:
+    for task, weights in dict.fromkeys(key[:2] for key in pairs):
         for arm, (_, epochs) in ARMS.items():
-            both = [pair for pair in pairs.get((task, arm), {}).values() if len(pair) == len(SIDES)]
+            both = [pair for pair in pairs.get((task, weights, arm), {}).values() if len(pair) == len(SIDES)]
             if not both:
                 continue
             seconds = [statistics.median(pair[side]["cpu_seconds"] for pair in both) for side in SIDES]
             scores = [statistics.mean(pair[side]["score"] for pair in both) for side in SIDES]
             ratio = statistics.median(pair["trainer"]["cpu_seconds"] / pair["affinage"]["cpu_seconds"] for pair in both)
             out.append(
-                f"| {task} ({TASKS[task][0]}) | {arm} | {epochs} | {seconds[0]:.1f} | {seconds[1]:.1f} | {ratio:.1f} "
+                f"| {task} ({TASKS[task][0]}) | {weights} | {arm} | {epochs} | {seconds[0]:.1f} | {seconds[1]:.1f} | {ratio:.1f} "
                 f"| {scores[0]:.3f} | {scores[1]:.3f} | {len(both)} |"
             )
     return "\n".join(out)
@@ -179,14 +179,13 @@ def main(words: Sequence[str] | None = None) -> int:
         for task in told.tasks:
             for arm in told.arms:
                 for side in SIDES:
-                    key = (task, arm, seed, side)
+                    key = (task, arm, seed, side, digest(TASKS[task][1]))
                     if key in done:
                         continue
                     commit = facts.commit()  # each process imports the checkout as it then is
                     words_of = ["--task", task, "--arm", arm, "--seed", str(seed), "--side", side, "--data", str(told.data)]
                     found = apart(__file__, words_of)
                     about = {
-                        "weights": digest(TASKS[task][1]),
                         "epochs": ARMS[arm][1],
                         "commit": commit,
                         "cpu": facts.hardware("fp32")["cpu"],
