@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import statistics
@@ -160,13 +161,14 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     return told
 
 
-def untaught(folder: Path) -> Path:
-    """Where the arm `backbone` begins, as the recipe of the base makes it."""
+def untaught(folder: Path, base: Path) -> Path:
+    """Where the arm `backbone` begins, as the recipe of the base makes it, for pictures as large as the base has them."""
     spec = importlib.util.spec_from_file_location("detector", HERE.parent / "examples" / "pretrain" / "detector.py")
     assert spec and spec.loader
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    return recipe.untaught(None, folder, [f"thing-{i}" for i in range(10)])
+    side = json.loads((base / "preprocessor_config.json").read_text(encoding="utf8"))["size"]["height"]
+    return recipe.untaught(None, folder, [f"thing-{i}" for i in range(10)], side=side)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -189,7 +191,7 @@ def main(words: Sequence[str] | None = None) -> int:
     table, base = rows(told.data / told.set), digest(told.base)
     commit = facts.commit()  # of the code that is loaded now, whatever the checkout becomes meanwhile
     if "backbone" in told.arms and told.untaught is None:
-        told.untaught = untaught(Path(tempfile.mkdtemp(prefix="affinage-untaught-")))
+        told.untaught = untaught(Path(tempfile.mkdtemp(prefix="affinage-untaught-")), told.base)
     for seed in range(told.first, told.first + told.seeds):
         for pictures in told.pictures:
             for arm in told.arms:

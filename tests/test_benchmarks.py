@@ -294,11 +294,19 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
 def test_a_pair_with_the_trainer_needs_both_sides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     trainer, path = loaded("trainer", monkeypatch), tmp_path / "t.jsonl"
     for seed, side, seconds, score in ((0, "affinage", 2.0, 0.2), (0, "trainer", 9.0, 0.3), (1, "affinage", 1.0, 0.9)):
-        found = {"task": "speech", "arm": "head", "seed": seed, "side": side, "cpu_seconds": seconds, "score": score}
+        found = {
+            "task": "speech",
+            "arm": "head",
+            "seed": seed,
+            "side": side,
+            "weights": "w",
+            "cpu_seconds": seconds,
+            "score": score,
+        }
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
     rows = trainer.table(path).splitlines()[2:]
-    assert rows == ["| speech (wer) | head | 10 | 2.0 | 9.0 | 4.5 | 0.200 | 0.300 | 1 |"]
+    assert rows == ["| speech (wer) | w | head | 10 | 2.0 | 9.0 | 4.5 | 0.200 | 0.300 | 1 |"]
     with pytest.raises(SystemExit):
         trainer.main(["--arms", "hed"])
 
