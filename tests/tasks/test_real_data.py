@@ -6,6 +6,8 @@ data set as it was published to a folder that transformers reads, and that other
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ from affinage import data as reading
 from affinage import sound
 from affinage.augment_boxes import STRENGTH, Move
 
-from .. import detectors, recognisers
+from .. import detectors, hubs, recognisers
 
 pytestmark = pytest.mark.slow
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COUNT = {"train": 20, "test": 10}
+NAMES = ["Platelets", "RBC", "WBC"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def test_recordings_are_learnt_and_heard_again(name: str, spoken: dict[str, Any]
     writes = name in recognisers.WRITERS
     base = (recognisers.writer if writes else recognisers.listener)(name, tmp_path / "base")
     run = affinage.fit(base, spoken, plan="full" if writes else "two-stage", epochs=20 if writes else 1,
-                       learning_rate=1e-2 if writes else None, out=tmp_path / "run", language="en" if name == "whisper" else None,
+                       learning_rate=1e-2 if writes else "auto", out=tmp_path / "run", language="en" if name == "whisper" else None,
                        quiet=True)  # fmt: skip
     assert run.record["data"]["rows"] == COUNT
     again = affinage.load(run.path)
@@ -97,7 +100,7 @@ def test_cells_are_learnt_and_found_again(family: str, cells: dict[str, Any], tm
     pytest.importorskip("faster_coco_eval", reason="pip install 'affinage[detection]' for the scores of detectors")
     base = family if family.startswith("starter") else detectors.saved(tmp_path / "base", family)
     run = affinage.fit(base, cells, epochs=2, out=tmp_path / "run", quiet=True)
-    assert run.record["cuts"]["head"]["share"] > 0.3 and run.classes == ["Platelets", "RBC", "WBC"]
+    assert run.record["cuts"]["head"]["share"] > 0.3 and run.classes == NAMES
 
     test = reading.read(cells).test
     assert test is not None
@@ -143,3 +146,42 @@ def _held(pixels: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
     x, y, width, height = (2 * box).tolist()
     theta = torch.tensor([[[width / 2, 0, x - 1], [0, height / 2, y - 1]]])
     return grid_sample(pixels, affine_grid(theta, [1, 3, 12, 12], align_corners=False), align_corners=False)[0]
+
+
+@pytest.mark.parametrize("kind", ["sounds", "boxes"])
+def test_a_set_of_a_hub(kind: str, spoken: dict[str, Any], cells: dict[str, Any], tmp_path: Path) -> None:
+    """Parquet with declared Audio or Image, as the Hub has it, over HTTP: read without torchcodec, learnt from and scored."""
+    declared, parquet = pytest.importorskip("datasets"), pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    held = tmp_path / "hub" / "data"
+    held.mkdir(parents=True)
+    for name, part in (spoken if kind == "sounds" else cells).items():
+        if kind == "sounds":
+            kinds = declared.Features(audio=declared.Audio(sampling_rate=8000), transcription=declared.Value("string"))
+            columns: dict[str, list[Any]] = {"audio": [_bytes(row["audio"]) for row in part]}
+            columns["transcription"] = [row["text"] for row in part]
+        else:
+            kinds = declared.Features(image=declared.Image(), objects={
+                "bbox": declared.List(declared.List(declared.Value("float32"), 4)), "category": declared.List(declared.ClassLabel(names=NAMES))
+            })  # fmt: skip
+            columns = {"image": [_bytes(row["image"]) for row in part]}
+            columns["objects"] = [
+                {**row["objects"], "category": [NAMES.index(one) for one in row["objects"]["category"]]} for row in part
+            ]
+        parquet.write_table(pa.table(columns, schema=kinds.arrow_schema), held / f"{name}-00000-of-00001.parquet")
+    base = str(recognisers.listener("hubert", tmp_path / "base")) if kind == "sounds" else "starter-detector"
+    out = tmp_path / "run"
+    with hubs.serving(tmp_path / "hub", tmp_path / "cache") as env:
+        words = ["fit", "--model", base, "--data", hubs.NAME, "--epochs", "1", "--out", str(out), "--quiet"]
+        done = subprocess.run(
+            [sys.executable, "-m", "affinage", *words], env=env | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    run = affinage.load(out)
+    assert run.record["data"]["rows"] == {name: len(part) for name, part in (spoken if kind == "sounds" else cells).items()}
+    assert run.metrics["n"] == len((spoken if kind == "sounds" else cells)["test"]) and (kind == "sounds" or run.classes == NAMES)
+
+
+def _bytes(path: Path) -> dict[str, Any]:
+    return {"bytes": path.read_bytes(), "path": path.name}
