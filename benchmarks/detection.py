@@ -8,7 +8,7 @@
 One line a finished cell (base, set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are outer-
 most, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
 the same network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates`
-updates of up to 16; in two stages the heads learn first, on top of that, until they have converged. scratch: the architecture
+updates of up to 16; in two stages the heads learn first, on top of that, until they have converged or for `head_steps` updates. scratch: the architecture
 alone is kept. bccd has a test split of its own; of raccoon the validation split is the test. A base that was made with
 raccoons (detector.py --raccoon) tells nothing about them.
 """
@@ -72,12 +72,14 @@ def _row(picture: Any, boxes: Any) -> dict[str, Any]:
 def measured(told: argparse.Namespace, table: dict[str, Any], pictures: int, arm: str, seed: int) -> dict[str, Any]:
     """One run: its scores on the test split, and what it took."""
     import affinage
+    from affinage import plans
 
     count = min(pictures, len(table["train"]))
     folder = Path(tempfile.mkdtemp(prefix="affinage-detection-"))
     started = time.process_time()
     try:
         options = dict(pair.split("=") for pair in told.settings.split(",") if pair)
+        plans.DEEP_STEPS = int(options.pop("head_steps", plans.DEEP_STEPS))
         run = affinage.fit(
             **{name: float(value) for name, value in options.items()},
             model=told.base if arm not in ("backbone",) else told.untaught, data=table, plan=PLANS[arm], seed=seed,
@@ -142,7 +144,7 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
     parser.add_argument("--set", default="bccd", help="a folder there")
-    parser.add_argument("--settings", default="", help="numbers for fit, such as learning_rate=2e-3,layer_decay=1")
+    parser.add_argument("--settings", default="", help="numbers for fit, such as learning_rate=2e-3,layer_decay=1; head_steps=N")
     parser.add_argument("--held-out", action="store_true", help="test on a quarter of the training pictures")
     parser.add_argument("--first", type=int, default=0, help="the seed to begin with, where another process has those before")
     parser.add_argument("--base", type=Path, default=STARTER, help="the taught detector; starter-detector if not given")
