@@ -8,9 +8,9 @@
 One line a finished cell (base, set, pictures, arm, seed); a killed run loses no cell but the one in progress. Seeds are outer-
 most, then pictures. The base is starter-detector; `backbone` begins with what examples/pretrain/detector.py --untaught leaves:
 the same network, of which the backbone alone has learnt. Every arm gets the same pictures, no validation split, and `--updates`
-updates of up to 16; in two stages the heads learn first, on top of that, until they have converged or for `head_steps` updates. scratch: the architecture
-alone is kept. bccd has a test split of its own; of raccoon the validation split is the test. A base that was made with
-raccoons (detector.py --raccoon) tells nothing about them.
+updates of up to 16; in two stages the heads learn first, on top of that, until they have converged or for `head_steps` updates.
+scratch: the architecture alone is kept. bccd has a test split of its own; of raccoon the validation split is the test. A base
+that was made with raccoons (detector.py --raccoon) tells nothing about them.
 """
 
 from __future__ import annotations
