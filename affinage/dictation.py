@@ -93,6 +93,8 @@ def load(
         with suppress(OSError):  # a folder need not have one
             model.generation_config = transformers.GenerationConfig.from_pretrained(source, revision=revision)
     _settle(model, tokenizer, language, source)
+    if not fresh:  # to look at the network, which is built without its weights for that, takes no language
+        _told(model)
     return model
 
 
@@ -103,25 +105,37 @@ def _settle(model: Any, tokenizer: Any, language: str | None, source: str | Path
     its tokenizer puts none before what is learnt.
 
     Raises:
-        AffinageError: no language where one is needed, one where none is, or one that the model does not know.
+        AffinageError: a language where none is told, or one that the model does not know.
     """
     asked = model.generation_config
-    known = getattr(asked, "lang_to_id", None) or {}
-    if not known or not getattr(asked, "is_multilingual", True):
+    codes = _languages(model)
+    if not codes:
         if language is not None:
             raise AffinageError(f"{source} is not told a language: leave --language out")
         return
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-    codes = sorted(token.strip("<|>") for token in known)
     wished = language or getattr(asked, "language", None) or getattr(tokenizer, "language", None)
     if wished is None:
-        raise AffinageError(f"{source} writes {len(codes)} languages: say which one is spoken, as in --language en")
+        return
     code = TO_LANGUAGE_CODE.get(wished.lower(), wished.lower()).strip("<|>")
     if code not in codes:
         raise AffinageError(f"{source} knows no language '{wished}'{nearest(code, codes)}: it writes {', '.join(codes)}")
     tokenizer.set_prefix_tokens(language=code, task=TASK)
     asked.language, asked.task, asked.forced_decoder_ids = code, TASK, None
+
+
+def _languages(model: Any) -> list[str]:
+    """The codes of those among which a model is told one, such as "en"; none for a model of one language."""
+    asked = model.generation_config
+    known = getattr(asked, "lang_to_id", None) if getattr(asked, "is_multilingual", True) else None
+    return sorted(token.strip("<|>") for token in known or ())
+
+
+def _told(model: Any) -> None:
+    """Refuse a model of many languages that was told none."""
+    if (codes := _languages(model)) and getattr(model.generation_config, "language", None) is None:
+        raise AffinageError(f"the model writes {len(codes)} languages: say which one is spoken, as in --language en")
 
 
 def prompt(tokenizer: Any, model: Any) -> list[int]:
@@ -136,7 +150,12 @@ def begun(sounds: SoundRows, model: Any) -> Begun:
 
 
 def aims(targets: Sequence[str], tokenizer: Any, model: Any) -> TokenAims:
-    """Each transcript's tokens, with what the checkpoint puts before them (language, task) and the end."""
+    """Each transcript's tokens, with what the checkpoint puts before them (language, task) and the end.
+
+    Raises:
+        AffinageError: a model of many languages that was told none, or a transcript that is too long.
+    """
+    _told(model)
     start, end = int(model.config.decoder_start_token_id), model.config.eos_token_id
     found = []
     for text in targets:
@@ -166,17 +185,17 @@ def answer(forward: Any, batch: Batch, tokenizer: Any, targets: Any = None) -> l
     import torch
 
     model = forward if hasattr(forward, "generate") else forward.model  # what is above a cut has its network
-    sounds = {name: value for name, value in batch.items() if name != WRITTEN}
+    heard = _heard(forward, model, batch)
     places = getattr(model.config, "max_target_positions", None) or getattr(model.config, "max_position_embeddings", None) or MOST
-    ids = model.generate(**sounds, max_new_tokens=min(MOST, places // 2), do_sample=False, num_beams=1)
+    ids = model.generate(**heard, max_new_tokens=min(MOST, places // 2), do_sample=False, num_beams=1)
     before = ids.new_tensor(prompt(tokenizer, model))
     if ids.shape[1] == 0 or not (ids[:, 0] == before[0]).all():  # Whisper leaves out what it was given to go on from
         ids = torch.cat([before.expand(len(ids), -1), ids], 1)
     ids = ids[:, :places]  # Whisper goes on behind a time stamp, should it write one
-    said = model(**sounds, **{WRITTEN: ids[:, :-1]}).logits.float().log_softmax(-1) if ids.shape[1] > 1 else None
+    said = model(**heard, **{WRITTEN: ids[:, :-1]}).logits.float().log_softmax(-1) if ids.shape[1] > 1 else None
     losses: list[float | None] = [None] * len(ids)
     if targets is not None:
-        logits = model(**sounds, **{WRITTEN: targets["written"]}).logits
+        logits = model(**heard, **{WRITTEN: targets["written"]}).logits
         losses = [loss(one[None], {"labels": row[None]}).item() for one, row in zip(logits, targets["labels"], strict=True)]
     found = []
     special = set(tokenizer.all_special_ids)
@@ -186,3 +205,15 @@ def answer(forward: Any, batch: Batch, tokenizer: Any, targets: Any = None) -> l
         sure = float(np.exp(np.mean([said[i, t - 1, row[t]].item() for t in spoken]))) if said is not None and spoken else 1.0
         found.append({"text": text, "words": [], "confidence": sure, "loss": own})
     return found
+
+
+def _heard(forward: Any, model: Any, batch: Batch) -> dict[str, Any]:
+    """What the encoder makes of the batch, as the model takes it: once for all that is written, above a cut only the rest."""
+    found: list[Any] = []
+    hook = model.get_encoder().register_forward_hook(lambda module, args, output: found.append(output))
+    try:
+        forward(**batch)
+    finally:
+        hook.remove()
+    masks = {name: batch[name] for name in ("attention_mask",) if name in batch}
+    return {"encoder_outputs": found[0], **masks}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import affinage
-from affinage import cut, dictation, hearing, plans, sound
+from affinage import cli, cut, dictation, hearing, plans, sound
 from affinage.errors import AffinageError
 from affinage.features import answered
 from affinage.inputs import net_of, plan_of
@@ -363,11 +363,39 @@ def test_it_is_as_sure_of_a_transcript_as_of_a_target(name: str, melodies: Path,
     assert chances and answer["confidence"] == pytest.approx(float(np.exp(np.mean(np.log(chances)))), rel=1e-3)
 
 
-def test_whisper_is_told_its_language(tmp_path: Path, melodies: Path) -> None:
+@pytest.mark.parametrize("name", recognisers.WRITERS)
+def test_what_is_frozen_is_heard_once(name: str, tmp_path: Path) -> None:
+    """The decoder alone learns: the encoder runs over each recording once, validation or not, and answers are the same."""
+    folder = recognisers.writer(name, tmp_path / "base")
+    words = ["low", "mid", "high", "mid low"]
+    every = [{"audio": (tiny.note(tiny.NOTES[w.split()[0]], 0.3, 16_000, i), 16_000), "text": w} for i, w in enumerate(words * 3)]
+    data = {"train": every[:6], "validation": every[6:9], "test": every[9:]}
+    options: dict[str, Any] = {"plan": "full", "unfreeze": 1, "epochs": 2, "quiet": True, **LANGUAGE[name]}
+    cached = affinage.fit(folder, data, out=tmp_path / "cached", **options)
+    assert not cached.record["cuts"]["body"]["why"]  # recordings of one length: Moonshine's norm sees the padding of others
+    whole = affinage.fit(folder, data, out=tmp_path / "whole", cache_gb=1e-9, **options)
+    assert whole.record["cuts"]["body"]["why"]
+    losses = [
+        [json.loads(line)["value"] for line in (run.path / "records.jsonl").read_text().splitlines() if '"loss"' in line]
+        for run in (cached, whole)
+    ]
+    assert len(losses[0]) == 4 and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert cached.metrics["wer"] == whole.metrics["wer"]
+
+    model, processor = replace(task, **LANGUAGE[name]).load(folder, ("a",), fresh=False, revision=None)
+    rows = task.encode([row["audio"] for row in data["test"]], processor, model)
+    aims = task.aims([row["text"] for row in data["test"]], rows, processor, model)
+    calls: list[int] = []
+    model.get_encoder().layers[0].register_forward_hook(lambda *_: calls.append(1))
+    answered(task, model.eval(), rows, processor, "fp32", aims)
+    assert len(calls) == 1  # for what is written, how sure that is, and the loss
+
+
+def test_whisper_is_told_its_language(tmp_path: Path, melodies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recognisers.writer("whisper", tmp_path / "base")
     data = {"train": [{"audio": melodies / f"train-{i}.wav", "text": "low"} for i in range(4)]}
     for options, says in (
-        ({}, r"writes 3 languages: say which one is spoken, as in --language en"),
+        ({}, r"the model writes 3 languages: say which one is spoken, as in --language en"),
         ({"language": "fr"}, r"knows no language 'fr'.*: it writes de, en, zh"),
     ):
         with pytest.raises(AffinageError, match=says):
@@ -386,6 +414,10 @@ def test_whisper_is_told_its_language(tmp_path: Path, melodies: Path) -> None:
     assert model.generation_config.language == "de" and "<|de|>" in processor.tokenizer.decode(
         processor.tokenizer("low").input_ids
     )
+    assert cli.main(["show", "--model", str(folder)]) == 0
+    assert "WhisperForConditionalGeneration, automatic-speech-recognition" in capsys.readouterr().out
+    with pytest.raises(AffinageError, match="say which one is spoken"):
+        affinage.fit(folder, data, plan="scratch", out=tmp_path / "scratch", quiet=True)
     fresh, _ = replace(task, language="en").load(folder, ("a",), fresh=True, revision=None)
     assert fresh.generation_config.lang_to_id == model.generation_config.lang_to_id
 
