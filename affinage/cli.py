@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from affinage import team
+from affinage import asked, team
+from affinage.complaint import Stopped, explained
 from affinage.errors import AffinageError
 
 app = typer.Typer(
@@ -26,10 +26,6 @@ app = typer.Typer(
 
 cache_app = typer.Typer(help="What was computed once and is kept on the disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-
-SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".oga", ".aiff", ".aif", ".au")
-TEXTS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")  # of a word that was meant as a file, most likely
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 Word = str | None
 
@@ -49,14 +45,6 @@ Decoding = Annotated[Word, _option("auto|greedy|beam", "Speech: how characters a
 LanguageModel = Annotated[Word, _option("FILE", "Speech: an ARPA file or a list of words, for beam search.")]
 LanguageModelWeight = Annotated[Word, _option("N", "What it counts beside what was heard; 1 where not given.")]
 Revision = Annotated[Word, _option("REV", "Branch, tag or commit of the model on the Hub.")]
-
-
-class Stopped(Exception):
-    """The user stopped a fit; it can go on from its folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.folder = folder
 
 
 def _version(asked: bool) -> None:
@@ -215,7 +203,7 @@ def predict(
     loaded = load(run, **read)
     if draw is not None and loaded.task.labels != "boxes":
         raise AffinageError(f"--draw is for object detection, and this run does {loaded.task.name}: leave it out")
-    things = list(_expand(inputs, loaded.task.kind))
+    things = list(asked.things(inputs, loaded.task.kind))
     if not things:
         raise AffinageError(
             "nothing to predict: the inputs hold no line and no file to read; expected text, files or folders of images or sounds"
@@ -272,7 +260,10 @@ def show(
     if (run is None) == (model is None):
         raise AffinageError("show takes one of --run DIR and --model MODEL")
     if model is not None:
-        _anatomy(model, revision)
+        from affinage import anatomy
+
+        for line in anatomy.lines(model, revision):
+            typer.echo(line)
         return
     folder = Path(str(run))
     if not (folder / "run.json").is_file():
@@ -379,97 +370,6 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _expand(inputs: Sequence[str], kind: str) -> Iterator[str | Path]:
-    """What to predict. Text: a file or - gives its lines, any other word is a text. Images, sounds: a folder gives all in it."""
-    endings = SOUNDS if kind == "audio" else IMAGES
-    for word in inputs:
-        if word == "-":
-            lines = _lines(sys.stdin)
-            yield from lines if kind == "text" else (_file(line, kind) for line in lines)
-        elif kind == "text":
-            try:
-                file = Path(word).is_file()
-            except (OSError, ValueError):  # too long for a path, or a NUL in it: it is text
-                file = False
-            if file:
-                with Path(word).open(encoding="utf8") as source:
-                    yield from _lines(source)
-            else:
-                if Path(word).suffix in TEXTS and not any(c.isspace() for c in word):
-                    typer.echo(f"affinage: no file {word}: taken as a text", err=True)
-                yield word
-        elif Path(word).is_dir():
-            yield from sorted(p for p in Path(word).rglob("*") if p.suffix.lower() in endings and p.is_file())
-        else:
-            yield _file(word, kind)
-
-
-def _file(word: str, kind: str) -> Path:
-    what = "recording" if kind == "audio" else "image"
-    if not Path(word).is_file():
-        raise AffinageError(
-            f"no {what} at {word}; expected {'a' if kind == 'audio' else 'an'} {what} file or a folder of {what}s"
-        )
-    return Path(word)
-
-
-def _lines(source: Any) -> Iterator[str]:
-    """Lines without their ends; empty lines are left out."""
-    try:
-        for line in source:
-            if text := line.rstrip("\r\n"):
-                yield text
-    except UnicodeDecodeError:
-        raise AffinageError(
-            f"{getattr(source, 'name', 'the input')} is not UTF-8 text; expected one text a line, in UTF-8"
-        ) from None
-
-
-def _anatomy(model: str, revision: str | None) -> None:
-    """Print the addresses of a model and how many parameters each holds. Only its architecture is read, never its weights."""
-    import numpy as np
-
-    from affinage import headed, starters, tasks
-    from affinage.inputs import net_of
-
-    if model == starters.ANY:
-        raise AffinageError("--model starter picks by the task: name the one to show, `affinage models` lists them")
-    source = starters.place(model)
-    errors: list[AffinageError] = []
-    said = _architectures(source, revision)
-    for task in sorted(tasks.every(), key=lambda task: not _made_for(task.name, said)):
-        try:
-            network, processor = task.load(source, ("a", "b"), fresh=True, revision=revision)
-        except AffinageError as error:
-            errors.append(error)
-            continue
-        rows = task.encode([task.example()], processor, network)
-        net = net_of(task, network, rows.batch(np.arange(1)))
-        typer.echo(f"{model}: {headed.architecture(network)}, {task.name}")
-        for row in net.anatomy():
-            typer.echo(f"  {row['address']:<12} {row['parameters']:>13,}")
-        return
-    raise errors[0]
-
-
-def _made_for(task: str, architectures: Sequence[str]) -> bool:
-    """Whether the checkpoint says that it is for this very task ("RTDetrForObjectDetection"): others may load it as well."""
-    if task == "automatic-speech-recognition":  # its classes are named after how they write
-        return any(name.endswith(("ForCTC", "ForConditionalGeneration")) for name in architectures)
-    return any(name.endswith("For" + task.title().replace("-", "")) for name in architectures)
-
-
-def _architectures(source: Any, revision: str | None) -> list[str]:
-    """The classes that the checkpoint names in its configuration."""
-    import transformers
-
-    try:
-        known = transformers.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("architectures") or []
-    except (OSError, ValueError):  # told when it is loaded
-        return []
-    return [str(name) for name in known]
-
-
 def _show(folder: Path) -> None:
     from affinage.report.screen import show
 
@@ -514,10 +414,10 @@ def main(args: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-            code = _explain(error)[1]
+            code = explained(error)[1]
             team.leave(code)
             return code
-        message, code = _explain(error)
+        message, code = explained(error)
         if message:
             team.tell(f"affinage: {message}")
         team.leave(code)
@@ -525,48 +425,3 @@ def main(args: Sequence[str] | None = None) -> int:
     if code == 130:  # typer turns an interrupt into this code
         team.tell("affinage: stopped")
     return code if isinstance(code, int) else 0
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """(one line for the user, exit code) of whatever went wrong."""
-    import errno
-
-    if isinstance(error, SystemExit):
-        return "", error.code if isinstance(error.code, int) else 1
-    if isinstance(error, Stopped):
-        return f"stopped; continue with: affinage fit --resume --out {error.folder}", 130
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", 130
-    if isinstance(error, AffinageError):
-        return _one_line(error), error.exit_code
-    if hasattr(error, "format_message"):  # the parser's own errors; they name the nearest option
-        return _usage(error), 2
-    if isinstance(error, BrokenPipeError):  # the reader of our lines went away (| head): nothing to tell, nothing to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-        return "out of memory; use a smaller --batch-size, --max-length or model", 2
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"no space left on the disk{f' for {error.filename}' if error.filename else ''}; free some, then go on with --resume",
-            2,
-        )
-    return f"{type(error).__name__}: {_one_line(error)} (run again with --debug to see where)", 1
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def _usage(error: Any) -> str:
-    """The parser's message; for an unknown option or command, with the nearest name."""
-    from affinage.errors import nearest
-
-    text = " ".join(str(error.format_message()).split()).rstrip(".")
-    context = getattr(error, "ctx", None)
-    where = context.command_path if context is not None else "affinage"
-    option = getattr(error, "option_name", None)
-    if option is not None and context is not None and text.lower().startswith("no such option"):
-        known = [name for parameter in context.command.params for name in parameter.opts]
-        text = f"no such option '{option}'{nearest(option, [*known, '--debug', '--help'])}"
-    return f"{text} (see: {where} --help)"
