@@ -85,7 +85,7 @@ def fit(
     batch_size: Annotated[Word, _option("auto|N", "Rows a step.")] = None,
     precision: Annotated[Word, _option("auto|fp32|bf16", "Numbers that the network computes in.")] = None,
     pooling: Annotated[Word, _option("auto|mean|first|native", "How tokens become one vector.")] = None,
-    augment: Annotated[Word, _option("auto|none|light|strong", "Random changes of images.")] = None,
+    augment: Annotated[Word, _option("auto|none|light|strong", "Random changes of images and sounds.")] = None,
     mix: Annotated[Word, _option("SHARE", "Share of the steps that learn from mixed pictures (mixup, CutMix).")] = None,
     max_length: Annotated[Word, _option("N", "Tokens a row at most.")] = None,
     vocabulary: Annotated[Word, _option("auto|base|data", "Speech: whose characters are written.")] = None,

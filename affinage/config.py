@@ -104,7 +104,7 @@ class Settings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = _setting("auto", "auto, fp32 or bf16")  # auto: what the machine does well
     # auto: as the model was pretrained; sentence encoders want the mean, native heads read the first token
     pooling: Literal["auto", "mean", "first", "native"] = _setting("auto", "auto, mean, first or native")
-    augment: Literal["auto", "none", "light", "strong"] = _setting("auto", "auto, none, light or strong")  # images only
+    augment: Literal["auto", "none", "light", "strong"] = _setting("auto", "auto, none, light or strong")  # of images and sounds
     # share of the steps; 0: a few epochs on few pictures are too short for it, long training from scratch wants it
     mix: Annotated[float, Strict, Field(ge=0, le=1)] = _setting(0.0, "a share from 0 to 1")
     max_length: Count | None = _setting(None, "a whole number of tokens from 1 up")  # tokens a row; none: the model's limit

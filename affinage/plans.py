@@ -17,6 +17,8 @@ HAND_OVER = 0.3
 # Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.7 points at 8 labels a
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
+BOX_STEPS = 600  # of a detector: it goes on to gain for long (docs/detection.md)
+
 # Plans that say themselves what learns.
 WHOLE = {
     "frozen": "trains the head alone",
@@ -62,10 +64,10 @@ def body_rate(kind: str, parameters: int) -> float:
     return 1e-4 if parameters < 50e6 else 5e-5 if parameters < 100e6 else 2e-5
 
 
-def passes(rows: int, batch: int) -> int:
-    """Epochs: ten for few rows, more where these are fewer than `STEPS` updates, fewer as rows grow, never below three."""
+def passes(rows: int, batch: int, least: int = STEPS) -> int:
+    """Epochs: ten for few rows, more where these are fewer than `least` updates, fewer as rows grow, never below three."""
     usual = 10 if rows <= 1500 else 5 if rows <= 10_000 else 3
-    return max(usual, math.ceil(STEPS / math.ceil(rows / batch)))
+    return max(usual, math.ceil(least / math.ceil(rows / batch)))
 
 
 def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience: bool, solves: bool = True) -> Plan:
@@ -99,9 +101,10 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
     rate = wishes.learning_rate if wishes.learning_rate != "auto" else scratch_rate if fresh else body_rate(kind, parameters)
     head = wishes.head_learning_rate if wishes.head_learning_rate != "auto" else 1e-3
     # a small detector learns mostly anew: 1 found boxes better than 0.85 on held-out pictures (docs/detection.md)
-    level = fresh or (kind == "image" and not solves and parameters < SMALL)
+    detects = kind == "image" and not solves
+    level = fresh or (detects and parameters < SMALL)
     decay = wishes.layer_decay if wishes.layer_decay != "auto" else 1.0 if level else 0.85
-    epochs = wishes.epochs or passes(rows, batch)
+    epochs = wishes.epochs or passes(rows, batch, BOX_STEPS if detects else STEPS)
     fit = Stage(
         "body",
         "fit",

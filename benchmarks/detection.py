@@ -20,7 +20,6 @@ import importlib.util
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -110,7 +109,7 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 
 def shown(path: Path) -> str:
-    """A table: mean mAP@.5 over the seeds, their range, and how many there are; then how two stages differ from the others."""
+    """A table: mean mAP@.5 over the seeds, its 95 % interval, their range and number; then two stages minus the others."""
     from affinage.measure.interval import paired
 
     found: dict[tuple[Any, ...], dict[str, dict[int, float]]] = {}
@@ -121,12 +120,7 @@ def shown(path: Path) -> str:
         found.setdefault(key, {arm: {} for arm in ARMS})[line["arm"]][line["seed"]] = line["map50"]
     out = ["| base | data | pictures | updates | " + " | ".join(ARMS) + " |", "|---" * (len(ARMS) + 4) + "|"]
     for key, by_arm in found.items():
-        said = [
-            f"{statistics.mean(of.values()):.3f} ({min(of.values()):.3f} to {max(of.values()):.3f}, {len(of)} seeds)"
-            if of
-            else "–"
-            for of in by_arm.values()
-        ]
+        said = [_cell(list(of.values())) for of in by_arm.values()]
         out.append(f"| {' | '.join(map(str, key))} | " + " | ".join(said) + " |")
     for (base, name, pictures, _), by_arm in found.items():
         for other in ("full", "scratch"):
@@ -137,6 +131,17 @@ def shown(path: Path) -> str:
                 says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(gaps)} pairs)"
                 out.append(f"\n{base}, {name}, {pictures} pictures: two-stage - {other} {says}")
     return "\n".join(out)
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean, half of its 95 % interval, range and number of the seeds."""
+    from affinage.measure.interval import paired
+
+    if not values:
+        return "–"
+    middle, low, _ = paired(values)
+    half = f" ± {middle - low:.3f}" if len(values) > 1 else ""
+    return f"{middle:.3f}{half} ({min(values):.3f} to {max(values):.3f}, {len(values)} seeds)"
 
 
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:

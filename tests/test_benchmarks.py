@@ -283,7 +283,8 @@ def test_detection_goes_on_and_its_table_says_no_more(monkeypatch: pytest.Monkey
     assert detection.main(["--out", str(out), "--table"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert (
-        lines[2] == "| x | bccd | 20 | 300 | – | – | 0.375 (0.250 to 0.500, 2 seeds) | – | 0.375 (0.250 to 0.500, 2 seeds) |"
+        lines[2]
+        == "| x | bccd | 20 | 300 | – | – | 0.375 ± 1.588 (0.250 to 0.500, 2 seeds) | – | 0.375 ± 1.588 (0.250 to 0.500, 2 seeds) |"
         and len(lines) == 4
     )
     words[words.index("heads,full")] = "two-stage,full"

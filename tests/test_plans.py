@@ -154,6 +154,16 @@ def test_few_rows_get_enough_updates(rows: int) -> None:
     assert steps >= plans.STEPS
 
 
+@pytest.mark.parametrize("rows", [5, 205, 1500, 20_000])
+def test_detectors_get_more_updates(rows: int) -> None:
+    """They go on to gain for long; what is larger than that has ten, five or three epochs as all have."""
+    stage = make("full", net("resnet"), "image", rows, Wishes(), patience=False, solves=False).stages[-1]
+    solved = make("full", net("resnet"), "image", rows, Wishes(), patience=False).stages[-1]
+    assert stage.epochs * -(-rows // stage.batch) >= plans.BOX_STEPS
+    assert stage.epochs >= solved.epochs and (stage.epochs == solved.epochs) == (rows >= 1500)
+    assert make("full", net("resnet"), "image", rows, Wishes(epochs=2), patience=False, solves=False).stages[-1].epochs == 2
+
+
 def test_unknown_plan() -> None:
     with pytest.raises(AffinageError, match="did you mean 'two-stage'"):
         make("two_stage", net("bert"), "text", 10, Wishes(), patience=True)

@@ -1,6 +1,6 @@
 """A small detector of our own, from one command: a RT-DETR on the first stages of starter-vision, taught on made scenes.
 
-    python examples/pretrain/detector.py --photos DATA/tiny_imagenet_200 --raccoon DATA/raccoon --out bases/starter-detector
+    python examples/pretrain/detector.py --photos DATA/tiny_imagenet_200 --count 12000 --epochs 6 --out bases/starter-detector
 
 Makes the scenes (examples/pretrain/scenes.py), an untaught detector whose backbone has the weights of the image classifier, and
 fits it with affinage. `--untaught FOLDER` stops after the second step: that is where "backbone only" begins in the benchmark.

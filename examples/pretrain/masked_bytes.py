@@ -1,6 +1,7 @@
 """A byte encoder learns to fill hidden bytes of requests, headers, hosts and JSON: the recipe of starter-bytes.
 
-    python examples/pretrain/masked_bytes.py --data DATA --out bases/starter-bytes
+    python examples/pretrain/masked_bytes.py --data DATA --out bases/starter-bytes --epochs 100 --batch-size 256 \\
+        --learning-rate 2e-3
 
 BERT's pretraining (Devlin 2019, arXiv 1810.04805) without sentence pairs, on bytes (as ByT5, Xue 2022, arXiv 2105.13626). Spans
 of three bytes are hidden, since a single byte is told by its neighbours. Loop, batches and checkpoints are affinage's: called

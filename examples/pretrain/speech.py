@@ -1,8 +1,8 @@
 """A small speech recogniser from nothing: four speakers of the Free Spoken Digit Dataset, 8 kHz, one command.
 
-    python examples/pretrain/speech.py --data ../shared/data/fsdd --out runs/speech-base
+    python examples/pretrain/speech.py --data ../shared/data/fsdd --out bases/digits
 
-The architecture is in wav2vec2-8k/ (wav2vec2 with layer norms in a thin convolutional stem: 1.2 M parameters, 10 ms a frame). It
+The architecture is in wav2vec2-8k/ (wav2vec2 with layer norms in a thin convolutional stem: 1.0 M parameters, 10 ms a frame). It
 is trained by `affinage fit --plan scratch` like any other network; the speakers that come last by name, or those that `--without`
 names, are left out, for benchmarks/speech.py to adapt to.
 """
