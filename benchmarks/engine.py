@@ -184,7 +184,12 @@ def measured(path: Path) -> list[dict[str, Any]]:
 
 
 def table(path: Path) -> str:
-    """Median ratios and mean accuracies of the finished pairs, as Markdown: CPU seconds on a CPU, on a GPU those of the clock."""
+    """Median ratios and mean accuracies of the finished pairs, as Markdown, and how the accuracies differ by seed.
+
+    CPU seconds on a CPU, on a GPU those of the clock.
+    """
+    from affinage.measure.interval import paired
+
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for line in measured(path):
         found.setdefault(tuple(line[k] for k in KEY[:-1]), {})[line["side"]] = line
@@ -209,6 +214,11 @@ def table(path: Path) -> str:
             f"| {data}, {rows} | {threads} | {arm} | {ARMS[arm][1]} | {costs[0]:.1f} | {costs[1]:.1f} | {ratio:.1f} | "
             f"{accuracy[0]:.3f} | {accuracy[1]:.3f} | {len(pairs)} | {over} |"
         )
+    for (data, rows, threads, arm), pairs in arms.items():
+        if len(pairs) > 1:
+            middle, low, high = paired([100 * (p["affinage"]["accuracy"] - p["trainer"]["accuracy"]) for p in pairs])
+            says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(pairs)} pairs)"
+            out.append(f"\n{data}, {rows}, {threads}, {arm}: accuracy, affinage minus Trainer {says}")
     return "\n".join(out)
 
 
