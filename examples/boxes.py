@@ -20,16 +20,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; as in
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
 
 import scenes
+from telling import between, table, verdict
 
 import affinage
-from affinage.measure.interval import paired
 
 SIDE = 160  # pixels, as starter-detector was taught
 TRAIN, TEST = 20, 60  # pictures
@@ -93,17 +91,8 @@ def experiment(out: Path, seeds: int, long: bool) -> dict[str, list[dict[str, fl
 
 def shown(found: dict[str, list[dict[str, float]]]) -> str:
     """What the numbers say of two-stage against scratch, on the same pictures in each seed."""
-    gaps = [100 * (a["map50"] - b["map50"]) for a, b in zip(found["two-stage"], found["scratch"], strict=True)]
-    middle, low, high = paired(gaps)
-    says = (
-        "starter-detector is better than the same network from scratch"
-        if low > 0
-        else "the same network from scratch is better than starter-detector"
-        if high < 0
-        else "no difference between starter-detector and scratch is shown"
-    )
-    interval = "" if len(gaps) == 1 else f" ({low:+.1f} to {high:+.1f})"
-    return f"With {TRAIN} pictures {says}: {middle:+.1f} points of mAP@.5{interval}, paired over {len(gaps)} seeds."
+    differences = [a["map50"] - b["map50"] for a, b in zip(found["two-stage"], found["scratch"], strict=True)]
+    return f"With {TRAIN} pictures {verdict(differences, 'starter-detector', 'the same network from scratch', 'mAP@.5')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]:
@@ -118,15 +107,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, flo
     began = time.perf_counter()
     found = experiment(wishes.out, wishes.seeds, wishes.long)
 
-    table = Table(title=f"Handwritten digits in pictures, {TRAIN} pictures, {wishes.seeds} seeds")
-    table.add_column("arm")
-    for heading in ("mAP@.5, % (95 %)", "seconds to learn"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for arm, seeds in found.items():
-        middle, low, high = paired([100 * row["map50"] for row in seeds])
-        interval = "" if len(seeds) == 1 else f" ({low:.1f} to {high:.1f})"
-        table.add_row(arm, f"{middle:.1f}{interval}", f"{np.mean([row['seconds'] for row in seeds]):.1f}")
-    Console().print(table)
+    table(
+        f"Handwritten digits in pictures, {TRAIN} pictures, {wishes.seeds} seeds",
+        ("arm", "mAP@.5 (95 %)", "seconds to learn"),
+        [
+            (arm, between([row["map50"] for row in seeds]), f"{np.mean([row['seconds'] for row in seeds]):.1f}")
+            for arm, seeds in found.items()
+        ],
+    )
     print(shown(found))
     print(f"Its boxes in pictures: {wishes.out / 'two-stage-0' / 'report.html'} ({time.perf_counter() - began:.0f} s in all)")
     return found

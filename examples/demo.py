@@ -19,15 +19,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # products this small lose time when threads share them; before torch is imported
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from telling import between, table, verdict
 from transformers import AutoModelForImageClassification
 
 import affinage
 from affinage.features import passed
-from affinage.measure.interval import paired
 from affinage.tasks.image_classification import task
 
 PLANS = ("scratch", "frozen", "two-stage", "full")
@@ -115,27 +113,11 @@ def experiment(out: Path, seeds: int) -> tuple[float, dict[str, list[dict[str, f
     return base.metrics["accuracy"], found
 
 
-def between(values: Sequence[float], unit: str = "%", sign: str = "") -> str:
-    """Mean and 95 % Student interval of shares, one a seed; no interval for one seed."""
-    middle, low, high = (100 * value for value in paired(values))
-    text = f"{middle:{sign}.1f}{unit}"
-    return text if len(values) == 1 else f"{text} ({low:{sign}.1f} to {high:{sign}.1f})"
-
-
 def shown(found: dict[str, list[dict[str, float]]]) -> str:
     """What the numbers say of two-stage against scratch, on the same labels in each seed."""
     differences = [a["accuracy"] - b["accuracy"] for a, b in zip(found["two-stage"], found["scratch"], strict=True)]
-    _, low, high = paired(differences)
-    verdict = (
-        "the pretrained network in two stages is better than the same network from scratch"
-        if low > 0
-        else "the same network from scratch is better than the pretrained one in two stages"
-        if high < 0
-        else "no difference between two stages and scratch is shown"
-    )
-    points = between(differences, " points", "+")
-    paired_over = f"two-stage minus scratch, paired over {len(differences)} seeds"
-    return f"With {LABELS} labels a class {verdict}: {points} of accuracy, {paired_over}."
+    names = "the pretrained network in two stages", "the same network from scratch"
+    return f"With {LABELS} labels a class {verdict(differences, *names, 'accuracy')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]:
@@ -147,14 +129,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[dict[str, flo
     began = time.perf_counter()
     before, found = experiment(wishes.out, wishes.seeds)
 
-    table = Table(title=f"Digits 5 to 9, {LABELS} labels a class, {wishes.seeds} seeds")
-    table.add_column("plan")
-    for heading in ("accuracy (95 %)", "seconds to learn", f"old task (was {before:.1%})"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for plan, seeds in found.items():
-        kept = "–" if plan == "scratch" else f"{mean(row['old'] for row in seeds):.1%}"
-        table.add_row(plan, between([row["accuracy"] for row in seeds]), f"{mean(row['seconds'] for row in seeds):.1f}", kept)
-    Console().print(table)
+    table(
+        f"Digits 5 to 9, {LABELS} labels a class, {wishes.seeds} seeds",
+        ("plan", "accuracy (95 %)", "seconds to learn", f"old task (was {before:.1%})"),
+        [
+            (
+                plan,
+                between([row["accuracy"] for row in seeds]),
+                f"{mean(row['seconds'] for row in seeds):.1f}",
+                "–" if plan == "scratch" else f"{mean(row['old'] for row in seeds):.1%}",
+            )
+            for plan, seeds in found.items()
+        ],
+    )
     print(shown(found))
     print(f"One of the runs: {wishes.out / 'two-stage-0' / 'report.html'} ({time.perf_counter() - began:.0f} s in all)")
     return found

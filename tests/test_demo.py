@@ -13,6 +13,12 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.fixture(autouse=True)
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script finds the modules beside it."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+
 def loaded(name: str) -> ModuleType:
     """A module of examples/."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
