@@ -65,7 +65,8 @@ def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
     if known.get("error"):
         top.append(("error", str(known["error"])))
     elif not any(metric(known.get(split) or {}) for split in ("test", "validation")):
-        why = ": the data had no test and no validation rows" if known.get("status") == "finished" else ""
+        mend = ": the data had no test and no validation rows (--validation 0.2 holds some out)"
+        why = mend if known.get("status") == "finished" else ""
         top.append(("result", f"nothing was measured{why}"))
     if known.get("kept"):
         top.append(("kept", words.kept(known)))
