@@ -20,9 +20,11 @@ from affinage.batches import pieces, shuffled
 from affinage.dropout import cheap_dropout
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
+from affinage.instead import instead
 from affinage.joint import joint, layers, unseen
+from affinage.named import Named
 from affinage.net import Net
-from affinage.product import laid_out
+from affinage.product import products
 from affinage.record import Record, Records
 from affinage.shards import Shards
 from affinage.types import Aims, Batch, Rows, Stage, Task
@@ -78,6 +80,13 @@ def _parameter(key: str) -> str:
     return name.rpartition(".")[0] if kind == "optimizer" else name
 
 
+def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
+    """As `clip_grad_norm_`; on a CPU, gradients that are short enough are not multiplied by one."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm.is_cuda or not norm <= most:  # a GPU is not waited for
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+
+
 class Fitting:
     """One `fit` stage: its network, optimizer and progress; `state()` and `restore()` are exact inverses."""
 
@@ -117,6 +126,10 @@ class Fitting:
         self.trained = {n: p for n, p in net.model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise AffinageError(f"stage {stage.name} trains nothing: give at least one address a rate, for example --unfreeze 1")
+        # compiled or in parts, a layer has to be what it is
+        self.named = Named(net.model, {} if self.plain else self.trained, rows, self.forward)
+        self.trained |= self.named.parts
+        self.forwards = {**self.named.forwards, **products(net.model, "fp32" if self.plain else precision, self.where)}
         self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)
         for group in groups:
@@ -152,6 +165,7 @@ class Fitting:
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(value)
+        self.named.put_back()
 
     def candidate(self) -> dict[str, torch.Tensor]:
         """The weights that this stage would hand on now: the running average where there is one, part of the way to it."""
@@ -168,6 +182,7 @@ class Fitting:
             tensors |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
         if self.shards:
             tensors = {k: self.shards.whole(_parameter(k), t) for k, t in tensors.items()}
+        tensors = {k: self.named.whole(_parameter(k), t, moment=k.startswith("optimizer.")) for k, t in tensors.items()}
         return tensors, {"progress": vars(self.progress).copy(), "trained": sorted(self.trained), "steps": self.steps}
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -181,8 +196,9 @@ class Fitting:
                 "the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings"
             )
 
+        tensors = {k: self.named.part(_parameter(k), t.to(self.where)) for k, t in tensors.items()}
         if self.shards:
-            tensors = {k: self.shards.part(_parameter(k), t.to(self.where)) for k, t in tensors.items()}
+            tensors = {k: self.shards.part(_parameter(k), t) for k, t in tensors.items()}
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}
@@ -239,8 +255,7 @@ class Fitting:
         while True:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
-                laid = laid_out(self.net.model, "fp32" if self.plain else self.precision, self.where)
-                with laid, joint(self.net.model), kernels(self.precision), cheap_dropout():
+                with instead(self.forwards), joint(self.net.model), kernels(self.precision), cheap_dropout():
                     return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass
@@ -288,7 +303,7 @@ class Fitting:
         """The gradients of all ranks' rows, and no longer than the stage allows."""
         if not self.shards:
             ranks.add_gradients(list(self.trained.values()))
-            torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.stage.clip)
+            _clip(list(self.trained.values()), self.stage.clip)
             return
         self.shards.gradients()
         alike = [p for n, p in self.mine.items() if n not in self.shards.mine]
@@ -297,10 +312,11 @@ class Fitting:
 
     def join(self) -> None:
         """The network whole again on every rank; the stage is over."""
+        self.named.undo()
         if self.shards:
             self.shards.undo()
             self.shards = None
-            self.mine = self.trained = {n: p for n, p in self.net.model.named_parameters() if n in self.trained}
+        self.mine = self.trained = {n: p for n, p in self.net.model.named_parameters() if n in self.trained}
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The mean loss over the given rows, with its graph."""

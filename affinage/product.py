@@ -6,15 +6,14 @@ layout and the type of the master weight walks memory column by column, and is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from affinage.instead import instead, untouched
+from affinage.instead import untouched
 
 HALF = torch.bfloat16
 
@@ -37,7 +36,7 @@ class Product(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         to_x = (flat @ weight_half).to(x_type).view(*gradient.shape[:-1], -1) if weight_half is not None else None
         to_weight = (flat.t() @ x_half.reshape(-1, x_half.shape[-1])).to(weight_type) if x_half is not None else None
-        to_bias = flat.sum(0, dtype=torch.float32).to(weight_type) if ctx.needs_input_grad[2] else None
+        to_bias = flat.sum(0).to(weight_type) if ctx.needs_input_grad[2] else None  # added up in fp32, rounded once
         return to_x, to_weight, to_bias
 
 
@@ -50,12 +49,8 @@ def _forward(layer: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
     return forward
 
 
-@contextmanager
-def laid_out(model: nn.Module, precision: str, where: torch.device) -> Iterator[None]:
-    """While it lasts, plain linear layers of a model that trains in bf16 on a CPU go through `Product`."""
+def products(model: nn.Module, precision: str, where: torch.device) -> dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """What the plain linear layers of a model that trains in bf16 on a CPU run instead; nothing of one that trains otherwise."""
     if precision != "bf16" or where.type != "cpu":
-        yield
-        return
-    linear_layers = [layer for layer in model.modules() if type(layer) is nn.Linear and untouched(layer)]
-    with instead({layer: _forward(layer) for layer in linear_layers}):
-        yield
+        return {}
+    return {layer: _forward(layer) for layer in model.modules() if type(layer) is nn.Linear and untouched(layer)}

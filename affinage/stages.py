@@ -177,8 +177,10 @@ def _details(fitting: Fitting, *, compiled: bool) -> dict[str, Any]:
     details: dict[str, Any] = {
         "epochs": progress.epoch,
         "steps": progress.step,
-        "trained_parameters": sum(p.numel() for p in fitting.trained.values()),
+        "trained_parameters": sum(p.numel() for n, p in fitting.net.model.named_parameters() if n in fitting.trained),
     }
+    if counts := fitting.named.counts():
+        details["named_rows"] = counts
     if fitting.stage.tolerance:  # a head that was trained, where others are solved
         details["converged"] = progress.done
     if progress.least_pieces > 1:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from affinage.product import Product, laid_out
+from affinage.instead import instead
+from affinage.product import Product, products
 
 CPU = torch.device("cpu")
 
@@ -18,7 +19,7 @@ def two(seed: int = 0) -> nn.Sequential:
 
 def grads(model: nn.Module, x: torch.Tensor, *, ours: bool) -> list[torch.Tensor | None]:
     model.zero_grad()
-    with laid_out(model, "bf16" if ours else "fp32", CPU):
+    with instead(products(model, "bf16" if ours else "fp32", CPU)):
         with torch.autocast("cpu", torch.bfloat16):
             out = model(x)
         out.float().square().sum().backward()
@@ -62,25 +63,25 @@ def test_layers_are_left_as_they_were() -> None:
     """Also after an error; fp32 and subclasses of Linear are never touched."""
     model = two()
     before = model(torch.ones(1, 24))
-    with pytest.raises(RuntimeError, match="midway"), laid_out(model, "bf16", CPU):
+    with pytest.raises(RuntimeError, match="midway"), instead(products(model, "bf16", CPU)):
         assert "forward" in model[0].__dict__
         raise RuntimeError("midway")
     assert torch.equal(model(torch.ones(1, 24)), before) and "forward" not in model[0].__dict__
-    with laid_out(model, "fp32", CPU):
+    with instead(products(model, "fp32", CPU)):
         assert "forward" not in model[0].__dict__
 
     class Own(nn.Linear):
         pass
 
     odd = nn.Sequential(Own(2, 2))
-    with laid_out(odd, "bf16", CPU):
+    with instead(products(odd, "bf16", CPU)):
         assert "forward" not in odd[0].__dict__
 
 
 def test_what_comes_out_may_be_written_into() -> None:
     """wav2vec2's classifier silences its padding in place."""
     model, x = nn.Linear(6, 4), torch.randn(3, 5, 6)
-    with laid_out(model, "bf16", torch.device("cpu")):
+    with instead(products(model, "bf16", torch.device("cpu"))):
         out = model(x)
         out[out > 0] = 0.0
         out.sum().backward()

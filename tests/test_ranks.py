@@ -206,14 +206,18 @@ VARIANTS = {
     "cut": ["--unfreeze", "1", "--class-weights", "none", "--label-smoothing", "0.1"],
     "average": ["--plan", "full", "--average", "0.3", "--accumulate", "3"],
     "lora": ["--plan", "lora"],
+    "named": ["--plan", "full", "--unfreeze", "everything"],  # one process and two teach the rows that texts name, shards all
 }
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["plain", "shard"])
-@pytest.mark.parametrize("name", ["cut", *(pytest.param(n, marks=pytest.mark.slow) for n in ("average", "lora"))])
+@pytest.mark.parametrize("name", ["cut", *(pytest.param(n, marks=pytest.mark.slow) for n in ("average", "lora", "named"))])
 def test_two_ranks_are_one_run_in_other_plans(name: str, shard: Words, text: Words, launch: Ranks, tmp_path: Path) -> None:
     """What is frozen runs once, shared by both; weights in parts; averages; pieces of a step."""
     env = {"AFFINAGE_CACHE": str(tmp_path / "cache")}
+    if name == "named":
+        sizes = {"vocab_size": 40_000, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        text = [*text, "--model", str(tiny.bert(tmp_path / "model", **sizes))]
     launch.run(2, *text, *VARIANTS[name], *shard, "--out", str(tmp_path / "two"), **env)
     launch.run(1, *text, *VARIANTS[name], "--out", str(tmp_path / "one"), **env)
     close(tmp_path / "one", tmp_path / "two")

@@ -275,14 +275,17 @@ VARIANTS = {
     "cut": ["--unfreeze", "1"],
     "gradual": ["--plan", "gradual"],
     "balanced": ["--plan", "full", "--class-weights", "balanced", "--precision", "fp32"],
+    "named": ["--plan", "scratch", "--average", "0.3"],  # of a large table, the rows that the texts name
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["average", "lora", "cut", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradual", "balanced"))]
+    "name", ["average", "lora", "cut", "named", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gradual", "balanced"))]
 )
 def test_killed_and_resumed_text(name: str, text: list[str], commands: Commands, tmp_path: Path) -> None:
     words = ["fit", *text, *VARIANTS[name], "--epochs", "4"]
+    if name == "named":
+        words += ["--model", str(tiny.bert(tmp_path / "model", vocab_size=40_000))]
     commands.run("cache", "clear")  # of what other tests have left
     commands.run(*words, "--out", str(tmp_path / "whole"))
     killed(commands, words, tmp_path / "run", in_mid_epoch)
@@ -290,6 +293,10 @@ def test_killed_and_resumed_text(name: str, text: list[str], commands: Commands,
         assert commands.run("cache", "clear").startswith("0.1 MB freed")
     commands.run("fit", "--resume", "--out", str(tmp_path / "run"))
     same(tmp_path / "whole", tmp_path / "run")
+    if name == "named":
+        details = json.loads((tmp_path / "run" / "run.json").read_text())["stages"][0]["details"]
+        (counts,) = details["named_rows"].values()
+        assert 10 < counts[0] < 100 and counts[1] == 40_000 and details["trained_parameters"] > 40_000 * 32
 
 
 @pytest.mark.parametrize("moment", [in_mid_epoch, pytest.param(after_an_epoch, marks=pytest.mark.slow)], ids=lambda m: m.__name__)

@@ -61,7 +61,8 @@ def bert(folder: Path, **changes: Any) -> Path:
     T.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_position_embeddings=64)
-    config = T.BertConfig(vocab_size=len(pieces), pad_token_id=0, initializer_range=0.2, **(sizes | changes))
+    sizes["vocab_size"] = len(pieces)
+    config = T.BertConfig(pad_token_id=0, initializer_range=0.2, **(sizes | changes))
     T.BertModel(config).save_pretrained(folder)
     return folder
 
