@@ -359,6 +359,16 @@ def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp
     assert [row.split(" | ")[1:7:5] for row in engine.table(path).splitlines()[2:]] == [["1 of cpu", "4.0"], ["H", "3.0"]]
 
 
+def test_an_arm_is_held_against_the_trainer_that_did_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
+    for arm, side, cpu in (("everything", "affinage", 2.0), ("full", "affinage", 1.0), ("full", "trainer", 4.0)):
+        found = {"data": "sst2", "rows": 9, "arm": arm, "seed": 0, "threads": 1, "side": side, "accuracy": 0.5, "cpu_seconds": cpu}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    rows = [row.split(" | ") for row in engine.table(path).splitlines()[2:]]
+    assert [(row[2], row[6]) for row in rows] == [("full", "4.0"), ("everything", "2.0")]
+
+
 def test_large_networks_are_counted_by_what_has_to_be_multiplied(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
