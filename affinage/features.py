@@ -18,7 +18,6 @@ from torch import nn
 from affinage import ranks
 from affinage.batches import by_tokens
 from affinage.instead import instead, untouched
-from affinage.softmax import short_rows
 from affinage.types import Aims, Answers, Batch, Rows, Task
 
 TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
@@ -117,13 +116,11 @@ def autocast(precision: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def kernels(precision: str) -> Iterator[None]:
-    """How the device computes, forwards and backwards. On a GPU, convolutions of `fp32` are not in TF32, cuDNN's default,
-    and attention is not by cuDNN, which plans anew for each shape: 0.1 s for every length of a batch that it has not seen. On a
-    CPU, softmax takes short rows by registers.
+    """How a GPU computes, forwards and backwards: convolutions of `fp32` not in TF32, which is cuDNN's default, and attention not
+    by cuDNN, which plans anew for each shape: 0.1 s for every length of a batch that it has not seen. Nothing on a CPU.
     """
     if device().type != "cuda":
-        with short_rows():
-            yield
+        yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -19,7 +19,7 @@ from affinage import __version__, ranks, rates, store
 from affinage import cut as cuts
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
-from affinage.features import autocast, batched, kernels, out_of_memory
+from affinage.features import autocast, batched, kernels, out_of_memory, packed
 from affinage.net import Net
 from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Batch, Rows, Stage
@@ -128,7 +128,9 @@ def computed_once(
                 label = f"{look.name}, view {look.view} of {views}," if look.view else look.name
                 start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, [look]))})", len(look.rows))
                 shown = {"model": type(net.model).__name__, "cut": address, "split": look.name, "rows": len(look.rows)}
-                found = _filled(cut, look.rows, columns, place, key, shown | {"precision": precision}, precision, advance)
+                with packed(net.model, precision):
+                    shown["precision"] = precision
+                    found = _filled(cut, look.rows, columns, place, key, shown, precision, advance)
             if ranks.count() > 1:
                 found = _everywhere(found, place.folder / ranks.shared(key))
             if found is None:

@@ -362,7 +362,16 @@ def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp
 def test_an_arm_is_held_against_the_trainer_that_did_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
     for arm, side, cpu in (("everything", "affinage", 2.0), ("full", "affinage", 1.0), ("full", "trainer", 4.0)):
-        found = {"data": "sst2", "rows": 9, "arm": arm, "seed": 0, "threads": 1, "side": side, "accuracy": 0.5, "cpu_seconds": cpu}
+        found = {
+            "data": "sst2",
+            "rows": 9,
+            "arm": arm,
+            "seed": 0,
+            "threads": 1,
+            "side": side,
+            "accuracy": 0.5,
+            "cpu_seconds": cpu,
+        }
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
     rows = [row.split(" | ") for row in engine.table(path).splitlines()[2:]]

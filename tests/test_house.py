@@ -61,7 +61,6 @@ FLOORS: dict[int, set[str]] = {
         "ranks",
         "rates",
         "shards",
-        "softmax",
         "solve",
         "sound",
         "spool",
