@@ -15,7 +15,7 @@ import torch
 
 from affinage import augment, rates
 from affinage.errors import AffinageError
-from affinage.fit import Fitting, interval, share
+from affinage.fit import Fitting, _clip, interval, share
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.recompute import recomputed
@@ -208,6 +208,24 @@ def test_a_loss_that_is_not_finite_stops() -> None:
         for _ in range(10):
             made.step(np.arange(8))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("most", [0.5, 3.0, 1e6])
+def test_gradients_are_clipped_as_torch_clips_them(most: float) -> None:
+    """To the bit, whether they are too long, short enough, or not there."""
+    found = []
+    for clip in (_clip, torch.nn.utils.clip_grad_norm_):
+        torch.manual_seed(0)
+        parameters = [
+            torch.nn.Parameter(torch.zeros(3, 2)),
+            torch.nn.Parameter(torch.zeros(5)),
+            torch.nn.Parameter(torch.zeros(1)),
+        ]
+        for parameter in parameters[:2]:
+            parameter.grad = torch.randn_like(parameter)
+        clip(parameters, most)
+        found.append([p.grad for p in parameters[:2] if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and len(found[0]) == 2
 
 
 # -------------------------------------------------------------------------------------------------------------- pieces
