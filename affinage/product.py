@@ -36,7 +36,7 @@ class Product(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         to_x = (flat @ weight_half).to(x_type).view(*gradient.shape[:-1], -1) if weight_half is not None else None
         to_weight = (flat.t() @ x_half.reshape(-1, x_half.shape[-1])).to(weight_type) if x_half is not None else None
-        to_bias = flat.sum(0).to(weight_type) if ctx.needs_input_grad[2] else None  # added up in fp32, rounded once
+        to_bias = flat.sum(0, dtype=torch.float32).to(weight_type) if ctx.needs_input_grad[2] else None
         return to_x, to_weight, to_bias
 
 
