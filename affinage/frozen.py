@@ -128,8 +128,8 @@ def computed_once(
                 label = f"{look.name}, view {look.view} of {views}," if look.view else look.name
                 start(f"stage {stage.name}: {label} up to {address}, once ({told(_size(columns, [look]))})", len(look.rows))
                 shown = {"model": type(net.model).__name__, "cut": address, "split": look.name, "rows": len(look.rows)}
+                shown["precision"] = precision
                 with packed(net.model, precision):
-                    shown["precision"] = precision
                     found = _filled(cut, look.rows, columns, place, key, shown, precision, advance)
             if ranks.count() > 1:
                 found = _everywhere(found, place.folder / ranks.shared(key))

@@ -289,6 +289,13 @@ def apart(script: str, words: Sequence[str], threads: int = 1, **more: str) -> d
     return json.loads(answer.stdout.splitlines()[-1])
 
 
+def written(path: Path, found: dict[str, Any]) -> None:
+    """A result with what it was measured on: commit, versions, processor."""
+    from affinage import facts
+
+    facts.write_json(path, {**found, "commit": facts.commit(), "versions": facts.versions(), "hardware": facts.hardware("bf16")})
+
+
 def append(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf8") as file:
         file.write(json.dumps(line) + "\n")

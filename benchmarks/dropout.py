@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, splits, text_model
+from arms import HERE, splits, text_model, written
 
 SHAPE = (16, 26, 384)
 CALLS = 200
@@ -66,7 +66,6 @@ def main(words: Sequence[str] | None = None) -> int:
         os.environ[name] = "1"
     import torch
 
-    from affinage import facts
     from affinage.dropout import dropout
 
     torch.set_num_threads(1)
@@ -81,17 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
         kind: statistics.median(a / b for a, b in zip(found["torch"][kind], found["affinage"][kind], strict=True))
         for kind in kinds
     }
-    facts.write_json(
-        told.out,
-        {
-            "rows": told.rows,
-            "seconds": found,
-            "times_less": ratios,
-            "commit": facts.commit(),
-            "versions": facts.versions(),
-            "hardware": facts.hardware("bf16"),
-        },
-    )
+    written(told.out, {"rows": told.rows, "seconds": found, "times_less": ratios})
     print(json.dumps({"times_less": ratios, "seconds": found}))
     return 0
 

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, apart, splits, text_model
+from arms import HERE, apart, splits, text_model, written
 from frozen_text import rows_of
 
 WAYS = ("affinage", "compiled", "int8", "int8-rows", "onnx", "onnx-int8")
@@ -162,8 +162,6 @@ def main(words: Sequence[str] | None = None) -> int:
         found = (training if told.way in TRAINING else way)(told)
         print(json.dumps(found))
         return 0
-    from affinage import facts
-
     ways = told.ways.split(",")
     if missing := [name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         print(f"without ONNX Runtime: {', '.join(missing)} not installed", file=sys.stderr)
@@ -174,17 +172,7 @@ def main(words: Sequence[str] | None = None) -> int:
             taken[name].append(apart(__file__, ["--way", name, "--rows", str(told.rows), "--data", str(told.data)], 1))
             print(name, json.dumps(taken[name][-1]), flush=True)
     summary = {name: {key: statistics.median(one[key] for one in found) for key in found[0]} for name, found in taken.items()}
-    facts.write_json(
-        told.out,
-        {
-            "rows": told.rows,
-            "median": summary,
-            "rounds": taken,
-            "commit": facts.commit(),
-            "versions": facts.versions(),
-            "hardware": facts.hardware("bf16"),
-        },
-    )
+    written(told.out, {"rows": told.rows, "median": summary, "rounds": taken})
     print(json.dumps(summary))
     return 0
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, apart, splits, text_model
+from arms import HERE, apart, splits, text_model, written
 
 ROWS = 160
 
@@ -70,8 +70,6 @@ def main(words: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         print(json.dumps(side(told)))
         return 0
-    from affinage import facts
-
     found: dict[str, list[dict[str, Any]]] = {"whole": [], "named": []}
     for _ in range(told.rounds):
         for name, taken in found.items():
@@ -82,19 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "cpu_seconds_times_less": statistics.median(a["cpu_seconds"] / b["cpu_seconds"] for a, b in pairs),
         "peak_gib": {name: statistics.median(one["peak_gib"] for one in taken) for name, taken in found.items()},
     }
-    facts.write_json(
-        told.out,
-        {
-            "vocabulary": told.vocabulary,
-            "blocks": told.blocks,
-            "rows": ROWS,
-            **summary,
-            "rounds": found,
-            "commit": facts.commit(),
-            "versions": facts.versions(),
-            "hardware": facts.hardware("bf16"),
-        },
-    )
+    written(told.out, {"vocabulary": told.vocabulary, "blocks": told.blocks, "rows": ROWS, **summary, "rounds": found})
     print(json.dumps(summary))
     return 0
 
