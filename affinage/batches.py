@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from affinage.types import Rows
+
 
 def by_tokens(lengths: np.ndarray, budget: int, most: int = 256) -> list[np.ndarray]:
     """Every row once, longest first, in batches of at most `budget` padded tokens (or `most` rows); for passes without learning.
@@ -18,6 +20,11 @@ def by_tokens(lengths: np.ndarray, budget: int, most: int = 256) -> list[np.ndar
         batches.append(order[start : start + size])
         start += size
     return batches
+
+
+def aligned(rows: Rows, multiple: int) -> Rows:
+    """The rows, padded to lengths that are multiples of it where they know how: few shapes then come again and again."""
+    return rows.aligned(multiple) if hasattr(rows, "aligned") else rows
 
 
 def shuffled(lengths: np.ndarray, size: int, seed: int, epoch: int, window: int = 50) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ from affinage.net import Net
 from affinage.types import Batch, Rows
 
 CAPTURED = "captured."  # the names under which what was captured travels in a batch: captured.0, captured.1, ...
+LAID = "laid."  # and once they are laid out again
 CLOSE = 1e-4  # largest difference of logits, as a share of the largest one, that rounding explains in fp32
 
 
@@ -360,9 +361,15 @@ class Resumed(nn.Module):
         self.cut = cut
 
     def forward(self, **batch: torch.Tensor) -> Any:
+        laid = batch if f"{LAID}0" in batch else self.laid(batch)
+        inputs = {k: v for k, v in laid.items() if not k.startswith(LAID)}
+        return self.cut._forward(inputs, {place: laid[f"{LAID}{i}"] for i, place in enumerate(self.cut.kept)})
+
+    def laid(self, batch: Batch) -> Batch:
+        """The batch with what was captured laid out for its rows, (B, ...), so that the shapes tell what `forward` will do."""
         inputs = {k: v for k, v in batch.items() if not k.startswith(CAPTURED)}
         units = [batch[f"{CAPTURED}{i}"] for i in range(len(self.cut.kept))]
-        return self.cut._forward(inputs, self.cut._unpacked(inputs, units))
+        return {**inputs, **{f"{LAID}{i}": v for i, v in enumerate(self.cut._unpacked(inputs, units).values())}}
 
 
 def begins(net: Net, k: int) -> str:

@@ -15,8 +15,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from affinage import ranks, rates
+from affinage.ahead import Ahead
 from affinage.augment import mixed
-from affinage.batches import pieces, shuffled
+from affinage.batches import aligned, pieces, shuffled
+from affinage.cut import Resumed
 from affinage.dropout import cheap_dropout
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
@@ -26,9 +28,12 @@ from affinage.named import Named
 from affinage.net import Net
 from affinage.product import products
 from affinage.record import Record, Records
+from affinage.replay import Replay
 from affinage.shards import Shards
 from affinage.types import Aims, Batch, Rows, Stage, Task
 from affinage.views import Views
+
+ALIGNED = 8  # tokens that a GPU's batches are padded to multiples of
 
 
 @dataclass
@@ -104,11 +109,13 @@ class Fitting:
         forward: torch.nn.Module | None = None,
         compiled: bool = False,
         sharded: bool = False,
+        replay: bool = False,
     ):
         """`weights` (C,): of the classes, where `task` classifies. `forward`: what gives the output of a batch where that is not
         the whole network, but what is above a cut.
 
-        `sharded`: each of several ranks holds a part of what trains, until `join`.
+        `sharded`: each of several ranks holds a part of what trains, until `join`. `replay`: updates are recorded where they can
+        be, on a GPU.
         """
         self.net, self.stage, self.task, self.rows, self.aims = net, stage, task, rows, aims
         self.seed, self.precision = seed, precision
@@ -137,6 +144,12 @@ class Fitting:
         self.peaks = [group["lr"] for group in groups]
         plain = [{k: v for k, v in group.items() if k != "names"} for group in groups]  # biases and norms carry a decay of 0
         self.optimizer = torch.optim.AdamW(plain, weight_decay=stage.weight_decay, fused=True)
+        self.ahead = Ahead(self.where) if self.where.type == "cuda" else None
+        self.following: np.ndarray | None = None  # the rows of the next update
+        self.replay = None
+        if replay and self.ahead and not self.plain and not stage.mix and ranks.count() == 1:
+            self.replay = Replay(net.model, list(self.trained.values()), self._loss, self._along)
+            self.rows = aligned(rows, ALIGNED)
         self.names = [name for group in groups for name in group["names"]]
         self.progress = Progress()
         self.steps = stage.epochs * math.ceil(len(rows) / stage.batch)
@@ -226,10 +239,12 @@ class Fitting:
             Diverged: the loss is not finite.
             AffinageError: not even a single row fits in memory.
         """
-        now = share(self.stage, self.progress.step, self.steps)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * now
+        self._set_rates()
         ranks.draw(self.seed, self.stage.name, self.progress.step)
+        with self.replay.aside() if self.replay else nullcontext():
+            return self._step(batch)
+
+    def _step(self, batch: np.ndarray) -> float:
         value = self._gradients(batch)
         (value,) = ranks.total(value)
         if not math.isfinite(value):
@@ -239,11 +254,27 @@ class Fitting:
                 f"step {self.progress.step + 1}: "
                 f"lower --learning-rate (peak {max(self.peaks):g}){other}"
             )
-        self._summed()
-        self.optimizer.step()
+        if self.replay:
+            self.replay.update()
+        else:
+            self._along()
         self.progress.step += 1
         self._follow()
         return value
+
+    def _set_rates(self) -> None:
+        """The learning rates of the next update; what is recorded reads them from the card."""
+        now = share(self.stage, self.progress.step, self.steps)
+        if self.replay:
+            self.replay.set_rates(self.optimizer, self.peaks, now)
+            return
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * now
+
+    def _along(self) -> None:
+        """Clip the gradients, and step."""
+        self._summed()
+        self.optimizer.step()
 
     def _gradients(self, batch: np.ndarray) -> float:
         """The gradients of the mean loss over the rows, and that loss; in more pieces where memory does not suffice.
@@ -267,6 +298,8 @@ class Fitting:
                         "or give --gradient-checkpointing"
                     ) from None
             self.optimizer.zero_grad(set_to_none=True)
+            if self.replay:
+                self.replay.give_up("memory did not suffice for an update in one piece")
             self.progress.least_pieces *= 2
             torch.set_rng_state(drawn[0])
             if drawn[1] is not None:
@@ -286,6 +319,14 @@ class Fitting:
             everyone = [self.rows.lengths[batch[r :: ranks.count()]] for r in range(ranks.count())]
             most = max(len(pieces(lengths, self.stage.tokens, least)) for lengths in everyone if len(lengths))
             parts += [np.zeros(0, batch.dtype)] * (most - len(parts))
+        if self.replay and len(parts) == 1:
+            inputs, targets, _, _ = self.shown(parts[0])
+            if isinstance(self.forward, Resumed):  # how many tokens there are differs from batch to batch, and is no shape of it
+                inputs = self.forward.laid(inputs)
+            loss = self.replay.gradients(inputs, targets)
+            if self.ahead:  # while the card computes
+                self.ahead.read(self.rows, self.following)
+            return loss.item()
         total = 0.0
         for part in parts:
             with nullcontext() if len(part) else unseen():  # backwards too: blocks may be recomputed there
@@ -297,6 +338,8 @@ class Fitting:
                 if not math.isfinite(value) and not even:
                     break  # the caller says so; no gradient of it is wanted
                 loss.backward()
+        if self.ahead and ranks.count() == 1:
+            self.ahead.read(self.rows, self.following)
         return total
 
     def _summed(self) -> None:
@@ -320,13 +363,22 @@ class Fitting:
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The mean loss over the given rows, with its graph."""
-        inputs: Batch = {k: v.to(self.where) for k, v in self.rows.batch(rows).items()}
+        return self._loss(*self.shown(rows))
+
+    def shown(self, rows: np.ndarray) -> tuple[Batch, Any, torch.Tensor | None, float]:
+        """(inputs, targets) of the rows as this step shows them, on the network's device, and whose pictures are mixed into them
+        (None: nobody's) and how much is their own: see `augment.Mixed`."""
+        batch = self.ahead.taken(rows) if self.ahead else None
+        inputs: Batch = {k: v.to(self.where) for k, v in (batch or self.rows.batch(rows)).items()}
         inputs, targets = self.task.teach(inputs, placed(self.aims.batch(rows)), self.stage.augment)
         other, kept = None, 1.0
         if "pixel_values" in inputs:
             pictures, other, kept = mixed(inputs["pixel_values"], self.stage.mix)
             # convolutions run 1.5 to 2 times faster
             inputs["pixel_values"] = pictures.contiguous(memory_format=torch.channels_last)
+        return inputs, targets, other, kept
+
+    def _loss(self, inputs: Batch, targets: Any, other: torch.Tensor | None = None, kept: float = 1.0) -> torch.Tensor:
         with autocast(self.precision):
             outputs = self.forward(**inputs)
         loss = self._against(outputs, targets)
@@ -387,7 +439,8 @@ class Fitting:
             if isinstance(self.rows, Views):
                 self.rows.look(progress.epoch)
             batches = shuffled(self.rows.lengths, self.stage.batch, self.seed, progress.epoch)
-            for batch in batches[progress.batch :]:
+            left = batches[progress.batch :]
+            for batch, self.following in zip(left, [*left[1:], None], strict=True):
                 value = self.step(batch)
                 progress.batch += 1
                 progress.loss_sum += value * len(batch)

@@ -17,6 +17,7 @@ from torch import nn
 
 from affinage import __version__, ranks, rates, store
 from affinage import cut as cuts
+from affinage.batches import aligned
 from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
 from affinage.facts import Clock, versions
 from affinage.features import autocast, batched, kernels, out_of_memory, packed
@@ -47,6 +48,10 @@ class Captured:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def aligned(self, multiple: int) -> Captured:
+        """As `TokenRows.aligned`, where there are tokens; what was captured is of real tokens alone."""
+        return Captured(aligned(self.rows, multiple), self.entry)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of the whole network, and captured.0, captured.1, ...: (units, ...), row after row."""

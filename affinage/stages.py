@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import checkpoint, labels, ranks, spool
+from affinage import checkpoint, labels, ranks, replay, spool
 from affinage.facts import Clock
 from affinage.features import answered, passed
 from affinage.fit import Fitting
@@ -168,6 +168,7 @@ def _fitting(inputs: Inputs, stage: Stage, frozen: Frozen) -> Fitting:
         forward=frozen.forward,
         compiled=inputs.settings.compile,
         sharded=inputs.settings.shard and ranks.count() > 1,
+        replay=replay.wanted() and not inputs.settings.gradient_checkpointing,
     )
 
 
@@ -185,6 +186,10 @@ def _details(fitting: Fitting, *, compiled: bool) -> dict[str, Any]:
         details["converged"] = progress.done
     if progress.least_pieces > 1:
         details["pieces"] = progress.least_pieces
+    if (recorded := fitting.replay) and not recorded.why:
+        details["recorded"] = {"shapes": recorded.shapes, "steps": recorded.launched}
+    elif recorded:
+        details["not_recorded"] = recorded.why
     if compiled:
         details["compiling_seconds"] = fitting.compiling_seconds()
     return details

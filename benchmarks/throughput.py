@@ -6,7 +6,8 @@
 A BERT and a ViT of base size with random weights, on random words (128 tokens) and random pictures (224 x 224): what is learnt
 does not matter here. `full` trains all layers, `top-2` the last two of twelve with nothing kept, `cached` the same with what is
 frozen computed once; in both the head is solved first, on a pass of its own. Sides: `affinage` and `trainer-bf16` with `--batch`
-rows a step in bf16, `trainer` with its default arguments (fp32, 8 rows). Each side runs in a process of its own; a line a
+rows a step in bf16, `trainer` with its default arguments (fp32, 8 rows); `unrecorded` is `affinage` with updates launched kernel
+by kernel (AFFINAGE_GRAPHS=off), for all layers. Each side runs in a process of its own; a line a
 finished one. Seconds are those of learning, by the clock, after a short run that is thrown away. Utilisation: the least that the
 way of the arm has to multiply (three times the forward pass where layers learn, once where they do not) over what the card
 multiplies in bf16 at best (8,192 x 8,192 x 8,192, measured in the same process), whatever the side computes in.
@@ -30,7 +31,8 @@ from frozen_text import flop
 
 NETWORKS = ("bert", "vit")
 ARMS = ("full", "top-2", "cached")
-SIDES = ("affinage", "trainer-bf16", "trainer")
+TRAINERS = ("trainer-bf16", "trainer")
+SIDES = ("affinage", "unrecorded", *TRAINERS)
 TOP = 2  # blocks that learn where not all do
 TOKENS, SIDE, PATCH = 128, 224, 16
 KEY = ("network", "device", "arm", "side", "rows", "epochs", "batch", "layers", "width")
@@ -77,7 +79,7 @@ def work(told: argparse.Namespace, config: Any) -> float:
     length = TOKENS if told.network == "bert" else (SIDE // PATCH) ** 2 + 1
     once = flop(config, [length]) + (0 if told.network == "bert" else 2 * 3 * PATCH**2 * config.hidden_size * (length - 1))
     share = TOP / config.num_hidden_layers
-    solved = told.side == "affinage"
+    solved = told.side not in TRAINERS
     passes = {
         "full": 3 * told.epochs,
         "top-2": solved + (1 + 2 * share) * told.epochs,
@@ -116,6 +118,7 @@ def affinage_side(told: argparse.Namespace, base: Path, rows: Sequence[dict[str,
         "seconds": sum(stage["cost"]["seconds"] for stage in record["stages"]),
         "parts": {stage["stage"]: stage["cost"]["seconds"] for stage in record["stages"]},
         "cuts": record["cuts"],
+        "recorded": {stage["stage"]: stage["details"].get("recorded") for stage in record["stages"]},
     }
 
 
@@ -161,7 +164,8 @@ def measured(told: argparse.Namespace) -> dict[str, Any]:
 
     transformers.logging.set_verbosity_error()
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    side = affinage_side if told.side == "affinage" else trainer_side
+    side = trainer_side if told.side in TRAINERS else affinage_side
+    os.environ["AFFINAGE_GRAPHS"] = "off" if told.side == "unrecorded" else "on"
     with tempfile.TemporaryDirectory() as folder:
         base = made(told, Path(folder) / "base")
         side(argparse.Namespace(**{**vars(told), "epochs": 1}), base, examples(told.network, 2 * told.batch))
@@ -187,19 +191,19 @@ def table(path: Path) -> str:
         key = line["network"], line["device"], line["arm"]
         found.setdefault(key, {side: [] for side in SIDES})[line["side"]].append(line)
     out = [
-        "| network | card | arm | affinage, examples/s (share of the peak) | Trainer in bf16 | Trainer "
+        "| network | card | arm | affinage, examples/s (share of the peak) | kernel by kernel | Trainer in bf16 | Trainer "
         "| times the bf16 one | times the other |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (network, device, arm), by_side in found.items():
         other = found.get((network, device, "top-2"), by_side) if arm == "cached" else by_side  # the Trainer keeps nothing
         rates = {}
-        for side, own in (("affinage", by_side["affinage"]), *((side, other[side]) for side in SIDES[1:])):
+        for side, own in (*((side, by_side[side]) for side in SIDES[:2]), *((side, other[side]) for side in TRAINERS)):
             if own:
                 rates[side] = [statistics.median(line[name] for line in own) for name in ("examples_a_second", "utilisation")]
         said = [f"{rates[side][0]:.0f} ({100 * rates[side][1]:.0f} %)" if side in rates else "–" for side in SIDES]
         times = [
-            f"{rates['affinage'][0] / rates[side][0]:.1f}" if side in rates and "affinage" in rates else "–" for side in SIDES[1:]
+            f"{rates['affinage'][0] / rates[side][0]:.1f}" if side in rates and "affinage" in rates else "–" for side in TRAINERS
         ]
         out.append(f"| {network} | {device} | {arm} | {' | '.join(said)} | {' | '.join(times)} |")
     return "\n".join(out)
@@ -244,7 +248,7 @@ def main(words: Sequence[str] | None = None) -> int:
     for network in told.networks:
         for arm in told.arms:
             for side in told.sides:
-                if arm == "cached" and side != "affinage":
+                if (arm == "cached" and side != "affinage") or (arm != "full" and side == "unrecorded"):
                     continue
                 key = (network, device, arm, side, told.rows, told.epochs, told.batch, told.layers, told.width)
                 if key in done:

@@ -403,8 +403,8 @@ def test_large_networks_are_counted_by_what_has_to_be_multiplied(
         with path.open("a") as file:
             file.write(json.dumps(found) + "\n")
     rows = throughput.table(path).splitlines()[2:]
-    assert rows[0].endswith("| 40 (50 %) | – | 10 (50 %) | – | 4.0 |") and rows[1].endswith(
-        "| 90 (50 %) | – | 10 (50 %) | – | 9.0 |"
+    assert rows[0].endswith("| 40 (50 %) | – | – | 10 (50 %) | – | 4.0 |") and rows[1].endswith(
+        "| 90 (50 %) | – | – | 10 (50 %) | – | 9.0 |"
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert throughput.main(["--out", str(tmp_path / "none.jsonl")]) == 0 and not (tmp_path / "none.jsonl").exists()

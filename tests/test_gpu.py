@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import pytest
 import torch
 
 import affinage
-from affinage import record
+from affinage import ranks, rates, record, team
 from affinage.cli import main
 from affinage.features import batched, kernels, passed
 from affinage.fit import Fitting
+from affinage.net import Net
+from affinage.replay import Recorder
+from affinage.shards import Shards
 from affinage.tasks.text_classification import task
 
 from . import detectors, tiny
 from .test_ranks import Ranks
+from .zoo import FAMILIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 16, "quiet": True}
@@ -42,6 +47,11 @@ def launch(tmp_path: Path) -> Iterator[Ranks]:
 
 def losses(run: affinage.Run) -> list[float]:
     return [fact.value for fact in record.read(run.path / "records.jsonl") if fact.name == "loss"]
+
+
+def recorded(run: affinage.Run) -> dict[str, int]:
+    """How many shapes and steps of the last stage were recorded."""
+    return run.record["stages"][-1]["details"].get("recorded", {"shapes": 0, "steps": 0})
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -213,3 +223,139 @@ def test_two_processes_share_the_card(launch: Ranks, tmp_path: Path) -> None:
     one, two = (affinage.load(tmp_path / str(count)) for count in (1, 2))
     assert two.record["hardware"]["ranks"] == 2 and "gpu" in two.record["hardware"]
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
+
+
+# -------------------------------------------------------------------------------------------------- recorded updates
+@pytest.mark.parametrize("kind", ["text", "cut", "image", "lora", "everything", "average"])
+def test_recorded_updates_give_the_same_losses(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And far fewer launches: all steps but the first two of each shape."""
+    options: dict[str, Any] = QUICK | {"plan": "full", "epochs": 6, "precision": "fp32", "augment": "none", "validation": 0}
+    options |= {
+        "cut": {"plan": "two-stage", "unfreeze": 1, "learning_rate": 3e-3},
+        "lora": {"plan": "lora"},
+        "everything": {"unfreeze": "everything"},
+        "average": {"average": 0.2, "label_smoothing": 0.1},
+    }.get(kind, {})
+    if kind == "image":
+        model, data = tiny.resnet(tmp_path / "model"), tiny.pictures(tmp_path / "data")
+    else:
+        model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    runs = []
+    for how in ("off", "on"):
+        monkeypatch.setenv("AFFINAGE_GRAPHS", how)
+        runs.append(affinage.fit(model, data, out=tmp_path / how, **options))
+    plain, found = recorded(runs[0]), recorded(runs[1])
+    assert plain["steps"] == 0 and found["shapes"] > 0, runs[1].record["stages"][-1]
+    assert found["steps"] > found["shapes"]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-3)
+
+
+def test_dropout_is_drawn_as_ever_and_anew_at_each_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recorded or not, a step drops the same: attention runs by the same kernels either way."""
+    model, data = tiny.bert(tmp_path / "model"), tiny.csvs(tmp_path / "data")
+    options: dict[str, Any] = QUICK | {"plan": "full", "epochs": 6, "precision": "fp32"}
+    whole = affinage.fit(model, data, out=tmp_path / "whole", **options)
+    monkeypatch.setattr("affinage.replay.SEEN", 5)
+    later = affinage.fit(model, data, out=tmp_path / "later", **options)
+    assert 0 < recorded(later)["steps"] < recorded(whole)["steps"]
+    assert losses(later) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_what_waits_for_the_card_is_not_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    run = affinage.fit(
+        tiny.wav2vec2(tmp_path / "model"),
+        tiny.melodies(tmp_path / "data"),
+        task="automatic-speech-recognition",
+        out=tmp_path / "run",
+        **QUICK,
+    )
+    assert "waits for the card" in run.record["stages"][-1]["details"]["not_recorded"]
+
+
+def test_what_is_left_to_chance_is_not_recorded(tmp_path: Path) -> None:
+    """Whole layers left out at random: what was recorded would leave out the same ones for ever."""
+    model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    run = Fitting.run
+
+    def dropping(self: Fitting, *args: Any) -> None:
+        layer = self.net.model.get_submodule(self.net.blocks[0])
+        layer.register_forward_pre_hook(lambda *_: (torch.rand(()), None)[1])
+        run(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fitting, "run", dropping)
+        found = affinage.fit(model, data, out=tmp_path / "run", plan="full", **QUICK)
+    assert "random numbers" in found.record["stages"][-1]["details"]["not_recorded"]
+
+
+def test_the_card_goes_on_after_a_recording_that_failed() -> None:
+    recorder, x = Recorder(), torch.ones(3, device="cuda")
+    with recorder.aside():
+        with pytest.raises(RuntimeError):
+            recorder.record(lambda: print(x.sum().item()))
+        recorder.sound(RuntimeError("recorded what cannot be"))
+        launch = recorder.record(lambda: torch._foreach_add_([x], 1.0))
+        launch()
+        launch()
+    assert x.tolist() == [3, 3, 3]
+
+
+# ------------------------------------------------------------------------------------------------------------- NCCL
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process that takes itself for one of several, so that it speaks NCCL: two would need two cards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(team, "launched", lambda: True)
+
+
+def test_a_run_over_nccl(alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    model, data = tiny.bert(tmp_path / "model", **STILL), tiny.csvs(tmp_path / "data")
+    spoken: set[str] = set()
+    add = ranks.add
+
+    def listening(tensors: Any) -> None:
+        spoken.update(dist.get_backend() for _ in tensors)
+        spoken.update(f"{t.device.type}" for t in tensors)
+        add(tensors)
+
+    monkeypatch.setattr(ranks, "add", listening)
+    options: dict[str, Any] = dict(QUICK, plan="full", precision="fp32")
+    one = affinage.fit(model, data, out=tmp_path / "one", **options)
+    assert "cuda" in spoken and any("nccl" in word for word in spoken), spoken
+    monkeypatch.setattr(team, "launched", lambda: False)
+    monkeypatch.setenv("AFFINAGE_GRAPHS", "off")
+    assert losses(one) == pytest.approx(losses(affinage.fit(model, data, out=tmp_path / "other", **options)), rel=1e-3)
+
+
+def test_shards_over_nccl(alone: None, tmp_path: Path) -> None:
+    """A block in parts (of one rank: whole) gives the gradients that it gives as it is, and comes back as it was."""
+    model, batch = FAMILIES["bert"].make()
+    net = Net.of(model.eval(), batch)
+    model.cuda()
+    inputs = {name: value.cuda() for name, value in batch.items()}
+    model(**inputs).logits.square().sum().backward()
+    want = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    with team.joined(tmp_path):
+        table = rates.resolve(net, (("*", 1.0),))
+        shards = Shards(net, table)
+        assert shards.mine
+        model(**inputs).logits.square().sum().backward()
+        shards.gradients()
+        for name, part in shards.mine.items():
+            if name in want:
+                assert torch.allclose(shards.whole(name, part.grad).cuda(), want[name], rtol=1e-3, atol=1e-5), name
+        with torch.no_grad():
+            for part in shards.mine.values():
+                part.add_(1.0)
+        shards.undo()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(parameter, before[name] + (1.0 if name in shards.mine else 0.0)), name

@@ -27,6 +27,7 @@ FLOORS: dict[int, set[str]] = {
     4: {"config", "ending", "inputs", "run", "stages", "story", "trained"},
     3: {"check", "data", "report", "tasks"},
     2: {
+        "ahead",
         "augment",
         "augment_boxes",
         "recompute",
@@ -60,6 +61,7 @@ FLOORS: dict[int, set[str]] = {
         "progress",
         "ranks",
         "rates",
+        "replay",
         "shards",
         "solve",
         "sound",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,10 +32,20 @@ class TokenRows:
     left: bool = (
         False  # where the processor pads; decoders with a last-token head are indifferent, encoders with positions are not
     )
+    multiple: int = 1  # of what a batch is padded to
 
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
+
+    def aligned(self, multiple: int) -> TokenRows:
+        """These rows, padded on to lengths that are multiples of it, but to no more than the longest row of all."""
+        return replace(self, multiple=multiple)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max(initial=1))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -44,7 +55,10 @@ class TokenRows:
         import torch
 
         lengths = self.starts[rows + 1] - self.starts[rows]
-        places = np.arange(int(lengths.max(initial=1)))[None, :]
+        longest = int(lengths.max(initial=1))
+        if self.multiple > 1:
+            longest = max(longest, min(-(-longest // self.multiple) * self.multiple, self.longest))
+        places = np.arange(longest)[None, :]
         offset = (places.shape[1] - lengths)[:, None] if self.left else 0
         mask = (places >= offset) & (places < offset + lengths[:, None])
         ids = np.full(mask.shape, self.padding, dtype=np.int64)
