@@ -63,6 +63,7 @@ class Replay:
         self._gradients: list[torch.Tensor | None] = []  # where recorded passes leave them
         self._update: Work | None = None
         self._rates = self._peaks = torch.empty(0)  # a number for each group of the optimizer
+        self._recordable = False  # whether the optimizer is set so that it can be
         self._there = False  # whether the gradients of the last pass lie there
         self._says: bool | None = None  # what a model's code hears when it asks whether it is recorded
         self._watched = False
@@ -105,7 +106,8 @@ class Replay:
     def update(self) -> None:
         """Clip and step along the gradients of the last pass, or of all since the last update."""
         if not self._there:
-            with self.recorder.saying(True):  # the optimizer wonders why it is not
+            # an optimizer that can be recorded asks whether it is, and warns where it is not; another one stops where it is
+            with self.recorder.saying(True) if self._recordable else nullcontext():
                 self._plain_update()
             return
         if self._update is None:
@@ -125,8 +127,9 @@ class Replay:
             self._peaks = torch.tensor(peaks, dtype=torch.float32, device=self.parameters[0].device)
             self._rates = self._peaks.clone()
         torch.mul(self._peaks, share, out=self._rates)
+        self._recordable = not self.why
         for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
-            group["lr"], group["capturable"] = rate, not self.why
+            group["lr"], group["capturable"] = rate, self._recordable
 
     def give_up(self, why: str) -> None:
         """Record no more, and let go of what was recorded."""

@@ -237,7 +237,8 @@ def examples(task: Any, split: Any, processor: Any, model: Any) -> list[dict[str
         words = processor(list(split.inputs), truncation=True, max_length=limit)
         columns: dict[str, Sequence[Any]] = dict(words)
     else:
-        columns = dict(task.encode(split.inputs, processor, model).batch(np.arange(len(split))))
+        batch = task.encode(split.inputs, processor, model).batch(np.arange(len(split)))
+        columns = {name: value.cpu() for name, value in batch.items()}  # pictures become numbers on a GPU, where there is one
     columns["labels"] = [int(t) for t in split.targets]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -140,6 +140,7 @@ def test_where_nothing_can_be_recorded_it_learns_all_the_same(recorder: Again, s
     for i, one in enumerate((plain, other)):
         run(one, tmp_path / str(i))
     assert other.replay and says in other.replay.why and not other.replay.launched and not other.replay.shapes
+    assert not any(group["capturable"] for group in other.optimizer.param_groups)  # else it warns that it is not recorded
     assert alike(plain, other)
 
 
