@@ -12,14 +12,15 @@ class Ahead:
     """One batch, read before it is asked for, on a stream of its own: what the card is computing is not waited for."""
 
     def __init__(self, where: torch.device) -> None:
-        self.where, self.stream = where, torch.cuda.Stream(where)
+        self.where, self.device = where, torch.get_device_module(where)
+        self.stream = self.device.Stream()
         self._kept: tuple[np.ndarray, Batch] | None = None
 
     def read(self, rows: Rows, numbers: np.ndarray | None) -> None:
         """Read these rows, or none."""
         self._kept = None
         if numbers is not None:
-            with torch.cuda.stream(self.stream):
+            with self.device.stream(self.stream):
                 self._kept = numbers, {name: value.to(self.where) for name, value in rows.batch(numbers).items()}
 
     def taken(self, numbers: np.ndarray) -> Batch | None:
@@ -27,8 +28,9 @@ class Ahead:
         kept, self._kept = self._kept, None
         if kept is None or not np.array_equal(kept[0], numbers):
             return None
-        here = torch.cuda.current_stream(self.where)
+        here = self.device.current_stream()
         here.wait_stream(self.stream)
         for value in kept[1].values():
-            value.record_stream(here)  # its memory is not given to the next batch before this one is over
+            if value.is_cuda:
+                value.record_stream(here)  # its memory is not given to the next batch before this one is over
         return kept[1]

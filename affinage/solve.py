@@ -7,6 +7,8 @@ hardly moves is not blown up: the next picture in which it does would decide alo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,7 @@ PENALTIES = tuple(
 )  # per-row L2 on standardised features, strong to weak
 RIDGES = tuple(10.0**p for p in np.arange(-2, 5.01, 0.5))
 FLOOR = 0.3  # of the features' usual spread: one that spreads less is scaled as if it spread so much
+THREADS = 4  # of a product with one vector, which is over in less than a millisecond
 TINY = 4  # rows a class up to which leave-one-out ridge is used: too few for folds that hold every class
 
 
@@ -139,12 +142,23 @@ def solve(
     features: np.ndarray, targets: np.ndarray, classes: int, *, balanced: bool = False, bias: bool = True, seed: int = 0
 ) -> Head:
     """The best linear head for (N, D) features and (N,) integer targets; without `bias`, the best whose bias is 0 (decoders)."""
-    mean, sd = standardise(features.astype(np.float64), centre=bias)
-    x = (features - mean) / sd
-    counts = np.bincount(targets, minlength=classes)
-    if counts[counts > 0].min() <= TINY:
-        return _ridge(x, targets, classes, mean, sd, balanced, bias)
-    return _logistic(x, targets, classes, mean, sd, balanced, bias, seed)
+    with _few_threads():
+        mean, sd = standardise(features.astype(np.float64), centre=bias)
+        x = (features - mean) / sd
+        counts = np.bincount(targets, minlength=classes)
+        if counts[counts > 0].min() <= TINY:
+            return _ridge(x, targets, classes, mean, sd, balanced, bias)
+        return _logistic(x, targets, classes, mean, sd, balanced, bias, seed)
+
+
+@contextmanager
+def _few_threads() -> Iterator[None]:
+    """No more than `THREADS` in a product: of sixteen most of the time went into waiting for one another."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    most = min((one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"), default=1)
+    with threadpool_limits(min(most, THREADS), user_api="blas"):
+        yield
 
 
 def _logistic(

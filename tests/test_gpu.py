@@ -262,7 +262,7 @@ def test_dropout_is_drawn_as_ever_and_anew_at_each_step(tmp_path: Path, monkeypa
     assert losses(later) == pytest.approx(losses(whole), rel=1e-3)
 
 
-def test_what_waits_for_the_card_is_not_recorded(tmp_path: Path) -> None:
+def test_a_recogniser_is_not_recorded(tmp_path: Path) -> None:
     pytest.importorskip("soundfile")
     run = affinage.fit(
         tiny.wav2vec2(tmp_path / "model"),
@@ -271,7 +271,7 @@ def test_what_waits_for_the_card_is_not_recorded(tmp_path: Path) -> None:
         out=tmp_path / "run",
         **QUICK,
     )
-    assert "waits for the card" in run.record["stages"][-1]["details"]["not_recorded"]
+    assert "random numbers" in run.record["stages"][-1]["details"]["not_recorded"]  # frames are masked at random, by NumPy
 
 
 def test_what_is_left_to_chance_is_not_recorded(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from affinage.solve import PENALTIES, binary_objective, folds, log_softmax, logistic, objective, row_weights, solve, standardise
 
@@ -234,3 +235,23 @@ def test_folds_hold_every_class_evenly() -> None:
 def test_repeats_itself(digits: tuple[np.ndarray, np.ndarray]) -> None:
     one, other = (solve(*digits, 10, seed=5) for _ in range(2))
     assert one.weight.tobytes() == other.weight.tobytes() and one.held_out.tobytes() == other.held_out.tobytes()
+
+
+def test_it_takes_few_threads_and_gives_them_back(digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen threads wait for one another longer than they multiply."""
+    seen: list[int] = []
+
+    def threads() -> list[int]:
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    def watching(*args: object, **kwargs: object) -> object:
+        seen.extend(threads())
+        return logistic(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("affinage.solve.logistic", watching)
+    for before, inside in ((8, 4), (2, 2)):
+        seen.clear()
+        with threadpool_limits(before, user_api="blas"):
+            solve(*digits, 10)
+            assert set(threads()) == {before}
+        assert set(seen) == {inside}
