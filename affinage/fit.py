@@ -18,10 +18,11 @@ from affinage import ranks, rates
 from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
-from affinage.cut import Resumed
+from affinage.cut import CAPTURED, Resumed
 from affinage.dropout import cheap_dropout
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
+from affinage.first import First
 from affinage.instead import instead
 from affinage.joint import joint, layers, unseen
 from affinage.named import Named
@@ -85,6 +86,12 @@ def _parameter(key: str) -> str:
     return name.rpartition(".")[0] if kind == "optimizer" else name
 
 
+def _few(rows: Rows, where: torch.device) -> Batch:
+    """The shortest row and the longest, as the whole network takes them."""
+    ends = np.array([rows.lengths.argmin(), rows.lengths.argmax()])
+    return {name: value.to(where) for name, value in rows.batch(ends).items() if not name.startswith(CAPTURED)}
+
+
 def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
     """As `clip_grad_norm_`; on a CPU, gradients that are short enough are not multiplied by one."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -136,6 +143,7 @@ class Fitting:
         # compiled or in parts, a layer has to be what it is
         self.named = Named(net.model, {} if self.plain else self.trained, rows, self.forward)
         self.trained |= self.named.parts
+        self.first = First(net, _few(rows, self.where)) if task.classifies and not self.plain else None
         self.forwards = {**self.named.forwards, **products(net.model, "fp32" if self.plain else precision, self.where)}
         self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)
@@ -286,7 +294,8 @@ class Fitting:
         while True:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
-                with instead(self.forwards), joint(self.net.model), kernels(self.precision), cheap_dropout():
+                short = self.first.cut_short(self.forwards) if self.first else instead(self.forwards)
+                with short, joint(self.net.model), kernels(self.precision), cheap_dropout():
                     return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass

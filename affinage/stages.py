@@ -182,6 +182,8 @@ def _details(fitting: Fitting, *, compiled: bool) -> dict[str, Any]:
     }
     if counts := fitting.named.counts():
         details["named_rows"] = counts
+    if fitting.first:
+        details["first_token_layers"] = len(fitting.first.layers)
     if fitting.stage.tolerance:  # a head that was trained, where others are solved
         details["converged"] = progress.done
     if progress.least_pieces > 1:

@@ -2,14 +2,16 @@
 
     python benchmarks/engine.py [--rows 1000] [--seeds 1] [--threads 1] [--arms frozen,top-1,top-2,top-3,full,everything]
     python benchmarks/engine.py --images cifar10
+    python benchmarks/engine.py --arms top-1-first,top-2-first,top-3-first,full-first
     python benchmarks/engine.py --arms frozen,top-2,full     # on a GPU, where there is one: both sides, seconds by the clock
 
-Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last
-1, 2 or 3 of 6 blocks 10, full 3, where the Trainer's side teaches the word embeddings as well and ours leaves them;
-`everything` is ours with them. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache; a
-line a finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning, after the model
-is loaded and before the test. Beside it the floor: the work of the arm's products, three times the forward pass where layers
-learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
+Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last 1,
+2 or 3 of 6 blocks 10, full 3, where the Trainer's side teaches the word embeddings as well and ours leaves them; `everything` is
+ours with them. On our side heads read the mean of the tokens, as the checkpoint was trained; in `top-1-first`, `full-first` and
+their like the first one, as the Trainer's do. Same rows, same epochs, the sides in turn, each in a process of its own with an
+empty cache; a line a finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning,
+after the model is loaded and before the test. Beside it the floor: the work of the arm's products, three times the forward pass
+where layers learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ ARMS: dict[str, tuple[int | str, int]] = {
     "full": ("all", 3),  # on our side all blocks: a table of word embeddings stays, as it does by default
     "everything": ("everything", 3),  # its embeddings too, as the Trainer's side of "full", which stands for both
 }
-SAME = {"everything": "full"}  # arm -> the one whose Trainer did the same
+FIRST = "-first"  # arms whose head reads the first token, as the Trainer's does, and not the mean
+ARMS |= {arm + FIRST: ARMS[arm] for arm in ("top-1", "top-2", "top-3", "full")}
+SAME = {arm: arm.removesuffix(FIRST) for arm in ARMS if arm.endswith(FIRST)}  # arm -> the one whose Trainer did the same
+SAME["everything"] = "full"
 SIDES = ("affinage", "trainer")
 KEY = ("data", "rows", "device", "arm", "seed", "threads", "side")
 
@@ -66,6 +71,8 @@ def settings(told: argparse.Namespace) -> dict[str, Any]:
     more = {"augment": "none"} if told.images else {}
     plan = "frozen" if unfreeze == 0 else "full" if isinstance(unfreeze, str) else "two-stage"
     depth = {} if unfreeze in (0, "all") else {"unfreeze": unfreeze}
+    if told.arm.endswith(FIRST):
+        depth["pooling"] = "first"
     return {
         "model": told.base if told.images else text_model(),
         "data": rows,
@@ -110,7 +117,7 @@ def floor(told: argparse.Namespace) -> dict[str, Any]:
         return {}  # a GPU mostly waits at these sizes: its products set no floor
     rates = {"bf16": peak(torch.bfloat16), "fp32": peak(torch.float32)}
     told_rates = {"matmul_gflops": {kind: rate / 1e9 for kind, rate in rates.items()}}
-    if told.images:
+    if told.images or told.arm.endswith(FIRST):  # of one token less is multiplied, in another proportion
         return told_rates
     unfreeze, epochs = ARMS[told.arm]
     tokenizer = transformers.AutoTokenizer.from_pretrained(text_model())
@@ -232,7 +239,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1000, help="training rows")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--arms", default=",".join(ARMS), help="with commas between them")
+    parser.add_argument(
+        "--arms", default=",".join(arm for arm in ARMS if not arm.endswith(FIRST)), help="with commas between them"
+    )
     parser.add_argument("--images", help="an image data set instead of sst2, such as cifar10")
     parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")

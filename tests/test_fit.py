@@ -49,7 +49,8 @@ def fitting(name: str, stage: Stage, rows: int = 24, seed: int = 0, **options: A
     task = texts if "input_ids" in batch else images
     torch.manual_seed(seed)
     aims = task.aims(targets, data, None, model)
-    return Fitting(Net.of(model, batch), stage, task, data, aims, seed=seed, precision="fp32", **{"weights": None, **options})
+    options = {"weights": None, "precision": "fp32", **options}
+    return Fitting(Net.of(model, batch), stage, task, data, aims, seed=seed, **options)
 
 
 def run(made: Fitting, path: Path, scores: Callable[[], list[float] | None] = lambda: None) -> list[str]:

@@ -41,6 +41,7 @@ FLOORS: dict[int, set[str]] = {
         "dropout",
         "facts",
         "features",
+        "first",
         "fit",
         "frozen",
         "headed",
