@@ -128,7 +128,7 @@ class Cut:
         self.names = {module: name for name, module in net.model.named_modules()}
         self.where = next(net.model.parameters()).device
         self.model.eval()
-        low, long = _two_rows(rows)
+        low, long = two_rows(rows)
         looks = [self.placed(rows.batch(np.asarray(chosen))) for chosen in ([long, low, long], [long, low], [low, low])]
         self.left = self._layouts(*looks)
         self.kept = self._kept(looks[0])  # (call, leaf) of what is stored, in order
@@ -403,7 +403,7 @@ def frozen_parameters(net: Net, k: int) -> list[str]:
     return [name for name, address in net.parameters.items() if address in below]
 
 
-def _two_rows(rows: Rows) -> tuple[int, int]:
+def two_rows(rows: Rows) -> tuple[int, int]:
     """(the shortest row, a longer one where there is one): the middle one, or the longest."""
     if len(rows) == 0:
         raise Uncuttable("there are no rows")

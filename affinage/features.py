@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -142,14 +142,19 @@ def _convolutions(precision: str) -> AbstractContextManager[None]:
     return known.flags(enabled=known.enabled, benchmark=known.benchmark, deterministic=known.deterministic, allow_tf32=False)
 
 
+Replaced = Callable[[Mapping[Any, Callable[..., Any]]], AbstractContextManager[None]]  # `instead`, or what does more
+
+
 @contextmanager
-def packed(model: nn.Module, precision: str, but: nn.Module | None = None) -> Iterator[None]:
+def packed(model: nn.Module, precision: str, but: nn.Module | None = None, replaced: Replaced = instead) -> Iterator[None]:
     """While it lasts, linear layers hold their weights in bf16 as the CPU's kernel lays them out: cast and packed once, not at
-    every batch (7 % of a pass over short texts). The numbers are those of autocast. No gradients. `but`: a layer left alone.
+    every batch (7 % of a pass over short texts). The numbers are those of autocast. No gradients. `but`: a layer left alone;
+    `replaced`: what puts the layers' forwards in their place.
     """
     ops = torch.ops.mkldnn
     if precision != "bf16" or device().type != "cpu" or not hasattr(ops, "_linear_pointwise"):
-        yield
+        with replaced({}):
+            yield
         return
 
     def forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -161,13 +166,18 @@ def packed(model: nn.Module, precision: str, but: nn.Module | None = None) -> It
             weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), TOKENS)
             bias = layer.bias.to(torch.bfloat16) if layer.bias is not None else None
             forwards[layer] = forward(weight, bias)
-    with instead(forwards):
+    with replaced(forwards):
         yield
 
 
 @torch.inference_mode()
 def passed(
-    model: nn.Module, rows: Rows, precision: str, linear: nn.Linear | None = None, progress: Callable[[int], None] | None = None
+    model: nn.Module,
+    rows: Rows,
+    precision: str,
+    linear: nn.Linear | None = None,
+    progress: Callable[[int], None] | None = None,
+    replaced: Replaced = instead,
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """(features (N, D) or None, logits (N, C)) of every row, float32, in the order of the rows.
 
@@ -176,6 +186,8 @@ def passed(
     Features are the input of `linear`, the layer whose output is the logits. Where that layer is applied to every token and
     one is picked afterwards (decoders), the features are those of the token that was picked; where none is, their mean over
     the tokens, padding too: to be compared with such a mean and no more. The logits are then empty, (N, 0).
+
+    `replaced`: as of `packed`.
     """
     features: np.ndarray | None = None
     logits: np.ndarray | None = None
@@ -198,7 +210,7 @@ def passed(
             features[batch] = found.cpu().numpy()
 
     try:
-        mine = _each(model, rows, precision, look, linear, progress)
+        mine = _each(model, rows, precision, look, linear, progress, replaced)
     finally:
         if hook is not None:
             hook.remove()
@@ -263,6 +275,7 @@ def _each(
     look: Callable[[np.ndarray], None],
     but: nn.Linear | None,
     progress: Callable[[int], None] | None,
+    replaced: Replaced = instead,
 ) -> np.ndarray:
     """`look(rows)` at one batch after the other, halved where memory does not suffice; the numbers of this rank's rows."""
     keep_freed_memory()
@@ -273,7 +286,7 @@ def _each(
     batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
     mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     batches = batches or spare  # a rank with nothing to do looks at one for its shapes
-    with packed(model, precision, but=but), kernels(precision), autocast(precision):
+    with packed(model, precision, but, replaced), kernels(precision), autocast(precision):
         batches.reverse()
         while batches:
             batch = batches.pop()

@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from affinage.cut import CLOSE
+from affinage.cut import CAPTURED, CLOSE, two_rows
 from affinage.instead import instead, untouched
 from affinage.net import Net
-from affinage.types import Batch
+from affinage.types import Batch, Rows
 
 ATTENTION = "affinage_first_token"  # the name by which transformers finds `attention`
 KNOWN = ("eager", "sdpa")  # implementations of attention whose masks `attention` reads
@@ -34,6 +35,12 @@ class First:
     looks at the others.
     """
 
+    @classmethod
+    def of(cls, net: Net, rows: Rows) -> First:
+        """By the shortest of the rows and a longer one, where there is one."""
+        two, where = np.array(two_rows(rows)), next(net.model.parameters()).device
+        return cls(net, {n: value.to(where) for n, value in rows.batch(two).items() if not n.startswith(CAPTURED)})
+
     def __init__(self, net: Net, batch: Batch) -> None:
         """`batch`: a few rows of different lengths, on the model's device. Draws no random number."""
         self.layers: list[nn.Module] = []
@@ -45,6 +52,8 @@ class First:
         try:
             with torch.no_grad():
                 self._look(net, batch)
+                if self.layers:
+                    self._prove(net, batch)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
             self.layers, self._attending = [], []  # it is trained all the same
         finally:
@@ -64,15 +73,19 @@ class First:
     def _look(self, net: Net, batch: Batch) -> None:
         model = net.model
         last = net.model.get_submodule(net.blocks[-1])
-        tokens = _tokens(last, model, batch)
-        if tokens < 2:
+        tokens, before = _seen(net, model, batch)
+        if tokens < 2 or any(isinstance(module, _BatchNorm) for module in last.modules()):
             return
+        with instead(before):
+            self._spoil(net, batch, last, tokens)
+
+    def _spoil(self, net: Net, batch: Batch, last: nn.Module, tokens: int) -> None:
+        """The layers that may be cut short; the blocks before give what they gave."""
+        model = net.model
         want = net.seen(model(**batch))
         with _spoiled(last, tokens, inside=False) as calls:
             if not _alike(net.seen(model(**batch)), want) or calls != [True]:
                 return
-        if any(isinstance(module, _BatchNorm) for module in last.modules()):
-            return
         single = [module for module in last.modules() if not list(module.children()) and _whole(module)]
         for layer in single:
             with _spoiled(layer, tokens) as calls:
@@ -80,7 +93,11 @@ class First:
                     self.layers.append(layer)
         if not any(isinstance(layer, nn.Linear) for layer in self.layers):
             self.layers = []
-            return
+
+    def _prove(self, net: Net, batch: Batch) -> None:
+        """The logits are those of the whole block, and nothing fails while it trains; else nothing is cut short."""
+        model = net.model
+        last, want = model.get_submodule(net.blocks[-1]), net.seen(model(**batch))
         asks = [m for m in last.modules() if getattr(getattr(m, "config", None), "_attn_implementation", None) in KNOWN]
         for attending in (asks, []):  # how a module attends may be its own affair
             self._attending = attending
@@ -160,20 +177,26 @@ def _whole(layer: nn.Module) -> bool:
     return untouched(layer) and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
-def _tokens(block: nn.Module, model: nn.Module, batch: Batch) -> int:
-    """Of the sequence that the block reads, (B, T, D); 0 where it reads none."""
-    seen: list[int] = []
+def _seen(net: Net, model: nn.Module, batch: Batch) -> tuple[int, dict[nn.Module, Callable[..., Any]]]:
+    """(T, the blocks before with what they gave) of the sequence (B, T, D) that the last block reads; T is 0 where it reads none, or
+    where a block runs more than once."""
+    lengths: list[int] = []
+    gave: dict[nn.Module, list[Any]] = {model.get_submodule(name): [] for name in net.blocks[:-1]}
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
         first = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)), None)
-        seen.append(first.shape[1] if first is not None and first.dim() == 3 else 0)
+        lengths.append(first.shape[1] if first is not None and first.dim() == 3 else 0)
 
-    hook = block.register_forward_pre_hook(look, with_kwargs=True)
+    hooks = [model.get_submodule(net.blocks[-1]).register_forward_pre_hook(look, with_kwargs=True)]
+    hooks += [block.register_forward_hook(lambda module, args, out: gave[module].append(out)) for block in gave]
     try:
         model(**batch)
     finally:
-        hook.remove()
-    return seen[0] if len(seen) == 1 else 0
+        for hook in hooks:
+            hook.remove()
+    if len(lengths) != 1 or any(len(outs) != 1 or not untouched(block) for block, outs in gave.items()):
+        return 0, {}
+    return lengths[0], {block: (lambda *args, out=outs[0], **kwargs: out) for block, outs in gave.items()}
 
 
 def _alike(got: list[torch.Tensor], want: list[torch.Tensor]) -> bool:

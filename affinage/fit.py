@@ -18,7 +18,7 @@ from affinage import ranks, rates
 from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
-from affinage.cut import CAPTURED, Resumed
+from affinage.cut import Resumed
 from affinage.dropout import cheap_dropout
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
@@ -86,12 +86,6 @@ def _parameter(key: str) -> str:
     return name.rpartition(".")[0] if kind == "optimizer" else name
 
 
-def _few(rows: Rows, where: torch.device) -> Batch:
-    """The shortest row and the longest, as the whole network takes them."""
-    ends = np.array([rows.lengths.argmin(), rows.lengths.argmax()])
-    return {name: value.to(where) for name, value in rows.batch(ends).items() if not name.startswith(CAPTURED)}
-
-
 def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
     """As `clip_grad_norm_`; on a CPU, gradients that are short enough are not multiplied by one."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -143,7 +137,7 @@ class Fitting:
         # compiled or in parts, a layer has to be what it is
         self.named = Named(net.model, {} if self.plain else self.trained, rows, self.forward)
         self.trained |= self.named.parts
-        self.first = First(net, _few(rows, self.where)) if task.classifies and not self.plain else None
+        self.first = First.of(net, rows) if task.classifies and not self.plain else None
         self.forwards = {**self.named.forwards, **products(net.model, "fp32" if self.plain else precision, self.where)}
         self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)

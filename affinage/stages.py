@@ -15,9 +15,11 @@ import torch
 from affinage import checkpoint, labels, ranks, replay, spool
 from affinage.facts import Clock
 from affinage.features import answered, passed
+from affinage.first import First
 from affinage.fit import Fitting
 from affinage.frozen import Frozen, computed_once
 from affinage.inputs import Inputs
+from affinage.instead import instead
 from affinage.net import Net
 from affinage.progress import Bar
 from affinage.recompute import recomputed
@@ -25,6 +27,8 @@ from affinage.record import Record, Records
 from affinage.solve import Head, solve
 from affinage.story import Some, Story
 from affinage.types import Cost, Outcome, Rows, Stage
+
+PAYS = 1000  # rows of a pass from which it pays to look whether the last block can be cut short
 
 
 def solved(story: Story, stage: Stage, bar: Bar) -> None:
@@ -40,7 +44,9 @@ def solved(story: Story, stage: Stage, bar: Bar) -> None:
     if not whole:
         rows = Some(rows, chosen)
     bar.start(f"stage {stage.name}: features", len(rows))
-    features, _ = passed(frozen.forward, rows, inputs.precision, linear, progress=lambda n: bar.advance(n, ""))
+    short = First.of(inputs.net, rows) if len(rows) >= PAYS else None
+    replaced = short.cut_short if short else instead
+    features, _ = passed(frozen.forward, rows, inputs.precision, linear, lambda n: bar.advance(n, ""), replaced)
     assert features is not None
     bar.say("solving the head")
     targets = np.asarray(inputs.data.train.targets)[chosen]

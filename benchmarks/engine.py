@@ -39,7 +39,7 @@ ARMS: dict[str, tuple[int | str, int]] = {
     "everything": ("everything", 3),  # its embeddings too, as the Trainer's side of "full", which stands for both
 }
 FIRST = "-first"  # arms whose head reads the first token, as the Trainer's does, and not the mean
-ARMS |= {arm + FIRST: ARMS[arm] for arm in ("top-1", "top-2", "top-3", "full")}
+ARMS |= {arm + FIRST: found for arm, found in ARMS.items() if arm != "everything"}
 SAME = {arm: arm.removesuffix(FIRST) for arm in ARMS if arm.endswith(FIRST)}  # arm -> the one whose Trainer did the same
 SAME["everything"] = "full"
 SIDES = ("affinage", "trainer")

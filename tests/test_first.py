@@ -123,7 +123,7 @@ def test_a_stage_learns_the_same(precision: str, tmp_path: Path, monkeypatch: py
     """With and without, but for rounding: the loop, products of our own, named word embeddings."""
     stage = replace(STAGE, dropout=False, epochs=1)
     short = fitting("bert", stage, precision=precision)
-    monkeypatch.setattr(sys.modules["affinage.fit"], "First", lambda *args: None)
+    monkeypatch.setattr(sys.modules["affinage.fit"].First, "of", lambda *args: None)
     plain = fitting("bert", stage, precision=precision)
     assert short.first and not plain.first
     for i, one in enumerate((plain, short)):
@@ -139,7 +139,7 @@ def test_tasks_that_read_more_are_not_looked_at(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError
 
     made = fitting("bert", STAGE)
-    monkeypatch.setattr(sys.modules["affinage.fit"], "First", never)
+    monkeypatch.setattr(sys.modules["affinage.fit"].First, "of", never)
     made.task = copy.copy(made.task)
     object.__setattr__(made.task, "classifies", False)
     again = type(made)(
