@@ -178,8 +178,8 @@ def _whole(layer: nn.Module) -> bool:
 
 
 def _seen(net: Net, model: nn.Module, batch: Batch) -> tuple[int, dict[nn.Module, Callable[..., Any]]]:
-    """(T, the blocks before with what they gave) of the sequence (B, T, D) that the last block reads; T is 0 where it reads none, or
-    where a block runs more than once."""
+    """(T, the blocks before with what they gave) of the sequence (B, T, D) that the last block reads; T is 0 where it reads none,
+    or where a block runs more than once."""
     lengths: list[int] = []
     gave: dict[nn.Module, list[Any]] = {model.get_submodule(name): [] for name in net.blocks[:-1]}
 
