@@ -76,12 +76,12 @@ class Replay:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Around an update: what it launches goes to a stream of its own, since nothing is recorded from the default one."""
+        self._there = False
         with nullcontext() if self.why else self.recorder.aside():
             yield
 
     def gradients(self, inputs: Any, targets: Any) -> torch.Tensor:
         """The loss of a batch, a scalar on the card; its gradients are those that `update` goes along."""
-        self._there = False
         if not self._watched:
             self._watch(inputs, targets)
         if self.why:

@@ -88,6 +88,27 @@ def test_recorded_updates_are_those_of_the_plain_loop(name: str, tmp_path: Path)
     assert all(p.grad is None for p in other.trained.values())
 
 
+def test_updates_in_pieces_between_recorded_ones(tmp_path: Path) -> None:
+    """Long rows come in pieces, which are not recorded: their gradients are stepped along, not those recorded before."""
+    stage = replace(STAGE, epochs=8, dropout=False, tokens=70)
+    plain, other = unrecorded(fitting("bert", stage)), replayed(fitting("bert", stage), Again())
+    seen: list[int] = []
+    split = other._in_pieces
+
+    def counting(batch: np.ndarray, even: bool) -> float:
+        before = other.replay.launched if other.replay else 0
+        value = split(batch, even)
+        assert other.replay
+        seen.append(other.replay.launched - before)
+        return value
+
+    other._in_pieces = counting  # type: ignore[method-assign]
+    for i, one in enumerate((plain, other)):
+        run(one, tmp_path / str(i))
+    assert 0 < sum(seen) < len(seen) - 4  # some of either, beyond the first of each shape
+    assert alike(plain, other)
+
+
 def test_what_a_cut_left_is_laid_out_before(tmp_path: Path) -> None:
     """Of two batches of one shape the numbers of tokens differ; what is recorded reads neither."""
     stage = replace(STAGE, epochs=8, dropout=False, rates=(("head", 1e-2), ("blocks.-1:", 1e-3), ("*", None)))
