@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,13 @@ from . import tiny
 from .test_fit import STAGE, fitting, run, tensors
 from .zoo import FAMILIES
 
-READ_THE_FIRST = {"bert", "roberta", "distilbert", "modernbert", "deberta_v2", "vit", "deit", "dinov3_vit"}
-QUICK = [name for name, family in FAMILIES.items() if not family.slow]
+READ_THE_FIRST = {
+    "bert", "roberta", "distilbert", "modernbert", "deberta_v2", "electra", "mpnet", "vit", "deit", "dinov3_vit",
+}  # fmt: skip
+
+
+def some(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if FAMILIES[name].slow else ()) for name in names]
 
 
 def made(name: str) -> tuple[Net, dict[str, torch.Tensor], First]:
@@ -33,7 +39,7 @@ def made(name: str) -> tuple[Net, dict[str, torch.Tensor], First]:
     return net, batch, First(net, batch)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", some(FAMILIES))
 def test_which_networks_read_the_first_token_alone(name: str) -> None:
     net, _, first = made(name)
     assert bool(first) == (name in READ_THE_FIRST)
@@ -47,7 +53,7 @@ def gradients(net: Net, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, d
     return logits.detach(), {n: p.grad.clone() for n, p in net.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", sorted(READ_THE_FIRST))
+@pytest.mark.parametrize("name", some(sorted(READ_THE_FIRST)))
 def test_the_same_logits_and_gradients_for_less(name: str) -> None:
     """In fp32, for rows of different lengths; the last block multiplies less."""
     net, batch, first = made(name)
