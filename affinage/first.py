@@ -109,7 +109,8 @@ class First:
             self.layers, self._attending = [], []
             return
         last.train()  # what writes into views of one token fails here, and not in the first update
-        with torch.enable_grad(), torch.random.fork_rng(), self.cut_short({}):
+        where = next(model.parameters()).device
+        with torch.enable_grad(), torch.random.fork_rng([where] if where.type == "cuda" else []), self.cut_short({}):
             model(**batch)
 
 
@@ -128,10 +129,12 @@ def attention(
     `query`, `key`, `value` (B, H, T, D); `attention_mask` (B, 1, T, T), additive or boolean (True keeps).
 
     Raises:
-        ValueError: keys are shared by several queries' heads.
+        ValueError: more goes into the scores than these (a bias of positions, zero now, may learn), or several heads of
+            queries share one of keys.
     """
-    if key.shape[1] != query.shape[1]:
-        raise ValueError("grouped queries")
+    more = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    if more or kwargs.get("softcap") is not None or key.shape[1] != query.shape[1]:
+        raise ValueError(f"attention of another kind: {', '.join(more) or 'capped, or grouped queries'}")
     scores = query[:, :, :1] @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if attention_mask is not None:
         mask = attention_mask[:, :, :1, : key.shape[2]]

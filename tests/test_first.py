@@ -111,6 +111,9 @@ def test_attention_of_the_first_token() -> None:
         assert got.shape == want.shape and torch.allclose(got[:, 0], want[:, 0], atol=1e-6)
     with pytest.raises(ValueError, match="grouped"):
         attention(module, q, k[:, :1], v[:, :1], None)
+    with pytest.raises(ValueError, match="position_bias"):
+        attention(module, q, k, v, None, position_bias=torch.zeros(3, 7, 7))  # no logit changes yet, but it may learn
+    attention(module, q, k, v, None, output_attentions=False, position_ids=torch.arange(7))
 
 
 def test_a_mean_reads_every_token(tmp_path: Path) -> None:
