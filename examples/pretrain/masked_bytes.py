@@ -107,6 +107,8 @@ def tokenizer() -> Any:
 class Masked:
     """Bytes that are hidden anew at each step, and the loss that asks for them: what the loop needs of a `Task`."""
 
+    classifies = False
+
     def teach(self, batch: Batch, targets: torch.Tensor, augment: str) -> tuple[Batch, torch.Tensor]:
         """(the batch with bytes hidden, the hidden bytes (B, T), -100 elsewhere) of the true ids (B, T)."""
         hidden = torch.rand(targets.shape) < START
