@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from affinage.instead import evaluating
 from affinage.types import Batch
 
 WEIGHTS = 2  # matrices or convolutions that a module must hold to count as a block: one alone is a layer
@@ -135,20 +136,16 @@ def watch(model: nn.Module, batch: Batch) -> Trace:
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             call.output = output
 
-    modes = {module: module.training for module in trace.names}
     hooks = []
     try:
         for module in trace.names:
             hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
             hooks.append(module.register_forward_hook(leave, with_kwargs=True))
-        model.eval()
-        with ops:
+        with evaluating(model), ops:
             output = model(**batch)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
     trace.logits = getattr(output, "logits", None)
     return trace
 

@@ -18,7 +18,7 @@ from torch.nn.functional import softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from affinage.cut import CAPTURED, CLOSE, two_rows
-from affinage.instead import instead, untouched
+from affinage.instead import evaluating, instead, untouched
 from affinage.net import Net
 from affinage.types import Batch, Rows
 
@@ -47,18 +47,13 @@ class First:
         self._attending: list[Any] = []  # modules that ask their config how to attend
         if not net.blocks:
             return
-        model, modes = net.model, {module: module.training for module in net.model.modules()}
-        model.eval()
         try:
-            with torch.no_grad():
+            with evaluating(net.model), torch.no_grad():
                 self._look(net, batch)
                 if self.layers:
                     self._prove(net, batch)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
             self.layers, self._attending = [], []  # it is trained all the same
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     def __bool__(self) -> bool:
         return bool(self.layers)

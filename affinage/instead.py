@@ -24,3 +24,15 @@ def instead(forwards: Mapping[Any, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for layer in forwards:
             del layer.forward
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While it lasts, the model is in eval mode; then each of its modules is in its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from affinage.batches import by_tokens
-from affinage.instead import instead, untouched
+from affinage.instead import evaluating, instead, untouched
 from affinage.types import Batch, Rows
 
 PAYS = 1 << 20  # numbers of a table that need not learn: 16 MiB of weight, gradient and moments
@@ -131,10 +131,8 @@ def _read_by_name(
     """Those that are asked for `input_ids` and are read in no other way: one row is passed with nothing but NaN in the table."""
     place = next(model.parameters()).device
     inputs = {name: value.to(place) for name, value in row.items()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     found = {}
-    try:
+    with evaluating(model):
         for name, layer in tables.items():
             asked: list[torch.Tensor] = []
             true = layer.weight.data
@@ -152,7 +150,4 @@ def _read_by_name(
             alike = all(ids.shape == inputs["input_ids"].shape and torch.equal(ids, inputs["input_ids"]) for ids in asked)
             if asked and alike and bool(torch.isfinite(outputs.logits).all()):
                 found[name] = layer
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return found
