@@ -18,6 +18,7 @@ from torch import nn
 from affinage import ranks
 from affinage.batches import by_tokens
 from affinage.instead import instead, untouched
+from affinage.product import fused
 from affinage.types import Aims, Answers, Batch, Rows, Task
 
 TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
@@ -152,7 +153,7 @@ def packed(model: nn.Module, precision: str, but: nn.Module | None = None, repla
     `replaced`: what puts the layers' forwards in their place.
     """
     ops = torch.ops.mkldnn
-    if precision != "bf16" or device().type != "cpu" or not hasattr(ops, "_linear_pointwise"):
+    if precision != "bf16" or device().type != "cpu" or not fused():
         with replaced({}):
             yield
         return

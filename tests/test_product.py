@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -76,6 +80,27 @@ def test_layers_are_left_as_they_were() -> None:
     odd = nn.Sequential(Own(2, 2))
     with instead(products(odd, "bf16", CPU)):
         assert "forward" not in odd[0].__dict__
+
+
+def test_a_processor_without_such_kernels() -> None:
+    """bf16 can be asked for anywhere: a pass and an update on a processor of before AVX-512."""
+    code = """
+import numpy as np, torch
+from torch import nn
+from affinage.features import autocast, packed
+from affinage.instead import instead
+from affinage.product import products
+model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+with torch.inference_mode(), packed(model, "bf16"), autocast("bf16"):
+    seen = model(torch.ones(3, 8))
+with instead(products(model, "bf16", torch.device("cpu"))), autocast("bf16"):
+    taught = model(torch.ones(3, 8))
+    taught.float().sum().backward()
+assert torch.allclose(seen.float(), taught.float(), atol=0.05) and model[0].weight.grad.isfinite().all()
+"""
+    older = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    found = subprocess.run([sys.executable, "-c", code], env=older, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
 
 
 def test_what_comes_out_may_be_written_into() -> None:
