@@ -42,8 +42,8 @@ class Product(torch.autograd.Function):
         x_half, weight_half = ctx.saved_tensors
         x_type, weight_type = ctx.types
         flat = gradient.reshape(-1, gradient.shape[-1])
-        # first, while what has just been computed is near; summed in fp32 and rounded once, as autocast's
-        to_bias = flat.sum(0).to(weight_type) if ctx.needs_input_grad[2] else None
+        # first, while what has just been computed is near
+        to_bias = flat.sum(0, dtype=torch.float32).to(weight_type) if ctx.needs_input_grad[2] else None
         to_x = (flat @ weight_half).to(x_type).view(*gradient.shape[:-1], -1) if weight_half is not None else None
         to_weight = (flat.t() @ x_half.reshape(-1, x_half.shape[-1])).to(weight_type) if x_half is not None else None
         return to_x, to_weight, to_bias
