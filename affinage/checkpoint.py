@@ -21,6 +21,19 @@ from affinage.errors import AffinageError
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
+def interval() -> float:
+    """Seconds between two checkpoints within an epoch: AFFINAGE_CHECKPOINT_SECONDS, or 60: a crash costs a minute at most.
+
+    Raises:
+        AffinageError: the variable holds no number.
+    """
+    text = os.environ.get("AFFINAGE_CHECKPOINT_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise AffinageError(f"AFFINAGE_CHECKPOINT_SECONDS is '{text}': expected seconds, such as 60") from None
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:

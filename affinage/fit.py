@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from affinage import ranks, rates
+from affinage import checkpoint, ranks, rates
 from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
@@ -31,53 +29,11 @@ from affinage.product import products
 from affinage.record import Record, Records
 from affinage.replay import Replay
 from affinage.shards import Shards
+from affinage.standing import Progress
 from affinage.types import Aims, Batch, Rows, Stage, Task
 from affinage.views import Views
 
 ALIGNED = 8  # tokens that a GPU's batches are padded to multiples of
-
-
-@dataclass
-class Progress:
-    """Where a stage stands: all that the next step depends on, beside the weights."""
-
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch that are done
-    step: int = 0
-    loss_sum: float = 0.0  # of this epoch, over its rows
-    rows: int = 0
-    best: list[float] = field(default_factory=list)  # [metric, -log loss] of the best epoch so far
-    best_epoch: int = -1
-    least_loss: float | None = None  # mean training loss of the best epoch, where nothing else tells
-    bad_epochs: int = 0
-    least_pieces: int = 1  # of an update; doubled each time that memory did not suffice
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    done: bool = False
-
-
-def share(stage: Stage, step: int, steps: int) -> float:
-    """The learning rate after `step` of `steps` updates, as a share of its peak: linear rise, then the stage's schedule."""
-    warm = max(1, round(stage.warmup * steps)) if stage.warmup else 0
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if stage.schedule == "constant":
-        return 1.0
-    left = (step - warm) / max(1, steps - warm)
-    return 0.5 * (1 + math.cos(math.pi * left)) if stage.schedule == "cosine" else 1.0 - left
-
-
-def interval() -> float:
-    """Seconds between two checkpoints within an epoch: AFFINAGE_CHECKPOINT_SECONDS, or 60: a crash costs a minute at most.
-
-    Raises:
-        AffinageError: the variable holds no number.
-    """
-    text = os.environ.get("AFFINAGE_CHECKPOINT_SECONDS", "60")
-    try:
-        return float(text)
-    except ValueError:
-        raise AffinageError(f"AFFINAGE_CHECKPOINT_SECONDS is '{text}': expected seconds, such as 60") from None
 
 
 def _parameter(key: str) -> str:
@@ -266,7 +222,7 @@ class Fitting:
 
     def _set_rates(self) -> None:
         """The learning rates of the next update; what is recorded reads them from the card."""
-        now = share(self.stage, self.progress.step, self.steps)
+        now = rates.share(self.stage, self.progress.step, self.steps)
         if self.replay:
             self.replay.set_rates(self.optimizer, self.peaks, now)
             return
@@ -425,10 +381,10 @@ class Fitting:
         """Train to the end of the stage.
 
         `evaluate()` scores the network as it stands, higher is better, or returns None without a validation split;
-        `save()` writes a checkpoint, every `interval()` seconds;
+        `save()` writes a checkpoint, every `checkpoint.interval()` seconds;
         `advance(rows, words)` moves the progress bar.
         """
-        progress, every = self.progress, interval()
+        progress, every = self.progress, checkpoint.interval()
         rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
         clock, cpu, saved = time.perf_counter(), time.process_time(), time.perf_counter()
 
@@ -453,34 +409,20 @@ class Fitting:
                 if ranks.shared(time.perf_counter() - saved > every):
                     save()
                     saved = time.perf_counter()
-            records.add(
-                Record(
-                    self.stage.name, progress.step, "train", "loss", progress.loss_sum / progress.rows, round(progress.seconds, 3)
-                )
-            )
             loss = progress.loss_sum / progress.rows
+            records.add(Record(self.stage.name, progress.step, "train", "loss", loss, round(progress.seconds, 3)))
             progress.epoch, progress.batch, progress.loss_sum, progress.rows = progress.epoch + 1, 0, 0.0, 0
             apart = self.shards.mine if self.shards else {}
             ranks.same([t for n, t in self.learned().items() if n not in apart])  # other processors round otherwise
             raw = {n: t.clone() for n, t in self.learned().items()} if self.average or self.start else {}
             candidate = self.candidate()
             self.put(candidate)
-            stalled = progress.bad_epochs
             with self.shards.together() if self.shards else nullcontext():
                 score = evaluate()
             self.put(raw)
             rates.train_mode(self.net, self.table, dropout=self.stage.dropout)
-            if score is None or not progress.best or score > progress.best:
-                progress.best, progress.best_epoch, progress.bad_epochs = score or [], progress.epoch, 0
+            if progress.judge(score, loss, self.stage):
                 self.best = candidate
-            else:
-                progress.bad_epochs += 1
-            if score is None and self.stage.tolerance:  # it goes on as long as it gets better at what it is taught
-                least = progress.least_loss
-                flat = least is not None and loss > least * (1 - self.stage.tolerance)
-                progress.bad_epochs = stalled + 1 if flat else 0
-                progress.least_loss = loss if least is None else min(loss, least)
-            progress.done = bool(self.stage.patience) and progress.bad_epochs >= self.stage.patience
             tick()
             records.flush()
             # not after every epoch: with few rows it would cost more than the training

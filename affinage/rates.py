@@ -12,7 +12,7 @@ from torch import nn
 
 from affinage.errors import AffinageError, nearest
 from affinage.net import Net
-from affinage.types import Rates
+from affinage.types import Rates, Stage
 
 DECODER = "head+decoder"
 _BLOCKS = re.compile(r"blocks(?:\.(?P<one>-?\d+)|\.(?P<start>-?\d+)?:(?P<stop>-?\d+)?)?")
@@ -198,3 +198,14 @@ def groups(net: Net, table: dict[str, float | None]) -> list[dict[str, Any]]:
         group["params"].append(parameter)
         group["names"].append(name)
     return list(found.values())
+
+
+def share(stage: Stage, step: int, steps: int) -> float:
+    """The learning rate after `step` of `steps` updates, as a share of its peak: linear rise, then the stage's schedule."""
+    warm = max(1, round(stage.warmup * steps)) if stage.warmup else 0
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if stage.schedule == "constant":
+        return 1.0
+    left = (step - warm) / max(1, steps - warm)
+    return 0.5 * (1 + math.cos(math.pi * left)) if stage.schedule == "cosine" else 1.0 - left

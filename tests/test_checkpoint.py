@@ -146,3 +146,11 @@ def test_no_space_is_one_line_and_the_last_checkpoint_stays(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001"]
     found = checkpoint.load(tmp_path)
     assert found is not None and found[1]["stage"] == 1
+
+
+def test_how_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AFFINAGE_CHECKPOINT_SECONDS", raising=False)
+    assert checkpoint.interval() == 60.0
+    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "soon")
+    with pytest.raises(AffinageError, match="AFFINAGE_CHECKPOINT_SECONDS is 'soon': expected seconds"):
+        checkpoint.interval()

@@ -1,8 +1,7 @@
-"""The loop: the schedule by its formula, frozen to the bit, the best epoch handed on, and a state that can be put back."""
+"""The loop: frozen to the bit, the best epoch handed on, and a state that can be put back."""
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 
 from affinage import augment, rates
 from affinage.errors import AffinageError
-from affinage.fit import Fitting, _clip, interval, share
+from affinage.fit import Fitting, _clip
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.recompute import recomputed
@@ -86,32 +85,11 @@ def test_a_head_that_is_trained_stops_once_its_loss_stands_still(tmp_path: Path)
 
 
 # ----------------------------------------------------------------------------------------------------------- schedule
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
-@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
-def test_share_by_its_formula(schedule: Any, warmup: float) -> None:
-    steps = 40
-    warm = round(warmup * steps)
-    stage = replace(STAGE, schedule=schedule, warmup=warmup)
-    found = [share(stage, step, steps) for step in range(steps)]
-    for step, value in enumerate(found):
-        left = (step - warm) / (steps - warm)
-        after = {"cosine": math.cos(math.pi * left / 2) ** 2, "linear": 1 - left, "constant": 1.0}[schedule]
-        assert value == pytest.approx((step + 1) / (warm + 1) if step < warm else after, abs=1e-12)
-    assert max(found) == found[warm] == 1.0 and min(found) > 0
-    assert found[:warm] == sorted(found[:warm]) and found[warm:] == sorted(found[warm:], reverse=True)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_share_of_few_steps(steps: int) -> None:
-    """One step with warm-up takes half the rate, and no step takes none."""
-    assert all(0 < share(STAGE, step, steps) <= 1 for step in range(steps))
-
-
 def test_rates_follow_the_schedule() -> None:
     made = fitting("bert", replace(STAGE, rates=(("head", 1e-2), ("blocks.-1", 1e-3), ("*", None)), warmup=0.5))
     for step in range(made.steps):
         made.step(np.arange(8))
-        now = share(made.stage, step, made.steps)
+        now = rates.share(made.stage, step, made.steps)
         assert {group["lr"] for group in made.optimizer.param_groups} == {1e-2 * now, 1e-3 * now}
 
 
@@ -151,13 +129,9 @@ def test_it_learns(name: str, tmp_path: Path) -> None:
 
 
 def test_checkpoints_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interval() == 60.0
     monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "0")
     seen = run(fitting("bert", replace(STAGE, epochs=1)), tmp_path / "records.jsonl")
     assert seen == ["8", "save"] * 3 + ["save"]
-    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "soon")
-    with pytest.raises(AffinageError, match="AFFINAGE_CHECKPOINT_SECONDS is 'soon': expected seconds"):
-        interval()
 
 
 @pytest.mark.parametrize("average", [0.0, 0.5])

@@ -67,6 +67,7 @@ FLOORS: dict[int, set[str]] = {
         "solve",
         "sound",
         "spool",
+        "standing",
         "starters",
         "store",
         "team",

@@ -1,6 +1,9 @@
-"""Rates: what each pattern stands for, tables that must be complete, and that frozen means frozen."""
+"""Rates: what each pattern stands for, tables that must be complete, that frozen means frozen, the schedule by its formula."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,8 @@ from torch import nn
 
 from affinage.errors import AffinageError
 from affinage.net import Net
-from affinage.rates import decayed, freeze, groups, match, resolve, train_mode
+from affinage.rates import decayed, freeze, groups, match, resolve, share, train_mode
+from affinage.types import Stage
 
 from .zoo import FAMILIES
 
@@ -214,3 +218,25 @@ def test_an_address_of_no_block_names_the_nearest(bert: Net, address: str, near:
         assert "did you mean" not in str(caught.value)
     else:
         assert f", did you mean '{near.format(last=last)}'?" in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- schedule
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+def test_share_by_its_formula(schedule: Any, warmup: float) -> None:
+    steps = 40
+    warm = round(warmup * steps)
+    stage = Stage("body", "fit", (("*", 1e-3),), epochs=2, schedule=schedule, warmup=warmup)
+    found = [share(stage, step, steps) for step in range(steps)]
+    for step, value in enumerate(found):
+        left = (step - warm) / (steps - warm)
+        after = {"cosine": math.cos(math.pi * left / 2) ** 2, "linear": 1 - left, "constant": 1.0}[schedule]
+        assert value == pytest.approx((step + 1) / (warm + 1) if step < warm else after, abs=1e-12)
+    assert max(found) == found[warm] == 1.0 and min(found) > 0
+    assert found[:warm] == sorted(found[:warm]) and found[warm:] == sorted(found[warm:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_share_of_few_steps(steps: int) -> None:
+    """One step with warm-up takes half the rate, and no step takes none."""
+    assert all(0 < share(Stage("body", "fit", (("*", 1e-3),)), step, steps) <= 1 for step in range(steps))
