@@ -18,9 +18,10 @@ from torch import nn
 from affinage import __version__, ranks, rates, store
 from affinage import cut as cuts
 from affinage.batches import aligned
-from affinage.cut import CAPTURED, Cut, Resumed, Uncuttable, frozen_parameters, lowest
+from affinage.cut import CAPTURED, Cut, Resumed, frozen_parameters, lowest
 from affinage.facts import Clock, versions
 from affinage.features import autocast, batched, kernels, out_of_memory, packed
+from affinage.layout import Uncuttable
 from affinage.net import Net
 from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Batch, Rows, Stage

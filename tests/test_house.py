@@ -50,6 +50,7 @@ FLOORS: dict[int, set[str]] = {
         "instead",
         "joint",
         "labels",
+        "layout",
         "lora",
         "models",
         "named",
