@@ -86,8 +86,8 @@ class Cell:
 
 
 # --------------------------------------------------------------------------------------------------------------- data
-def splits(name: str, folder: Path, *, search: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """`train` and `test` rows of a data set, the same at every call; `search`: both out of train.
+def splits(name: str, folder: Path, *, search: bool = False, tested: int = MOST_TESTED) -> dict[str, list[dict[str, Any]]]:
+    """`train` and `test` rows of a data set, the same at every call; `search`: both out of train; `tested`: texts at most.
 
     Raises:
         AffinageError: no such data set in the folder.
@@ -102,8 +102,8 @@ def splits(name: str, folder: Path, *, search: bool = False) -> dict[str, list[d
     if search:
         train, test = labels.holdout(train, SEARCH_TEST, 0)
     assert test is not None, f"{name} has no test split and none is made for it in OWN_TEST"
-    if found.kind == "text" and len(test) > MOST_TESTED:
-        _, test = labels.holdout(test, MOST_TESTED / len(test), 0)
+    if found.kind == "text" and len(test) > tested:
+        _, test = labels.holdout(test, tested / len(test), 0)
     column = found.kind
     return {
         key: [{column: x, "label": y} for x, y in zip(split.inputs, split.targets, strict=True)]

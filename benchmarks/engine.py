@@ -4,14 +4,16 @@
     python benchmarks/engine.py --images cifar10
     python benchmarks/engine.py --arms top-1-first,top-2-first,top-3-first,full-first
     python benchmarks/engine.py --arms frozen,top-2,full     # on a GPU, where there is one: both sides, seconds by the clock
+    python benchmarks/engine.py --rows 8000 --seeds 6 --tested 2000 --precision bf16 --at-once 14 --out engine-card.jsonl
 
 Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last 1,
 2 or 3 of 6 blocks 10, full 3, where the Trainer's side teaches the word embeddings as well and ours leaves them; `everything` is
 ours with them. On our side heads read the mean of the tokens, as the checkpoint was trained; in `top-1-first`, `full-first` and
 their like the first one, as the Trainer's do. Same rows, same epochs, the sides in turn, each in a process of its own with an
 empty cache; a line a finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning,
-after the model is loaded and before the test. Beside it the floor: the work of the arm's products, three times the forward pass
-where layers learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
+after the model is loaded and before the test. With `--at-once` several sides run beside each other: that is for accuracies, and
+the table tells no times of such lines. Beside it the floor: the work of the arm's products, three times the forward pass where
+layers learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, STARTER, apart, append, digest, examples, lines, splits, text_model, version
+from arms import HERE, MOST_TESTED, STARTER, apart, append, digest, examples, lines, splits, text_model, version
 from frozen_text import Clock, flop, peak
 
 # arm -> (blocks that learn beside the head, or all; epochs of either side)
@@ -46,15 +49,15 @@ SIDES = ("affinage", "trainer")
 KEY = ("data", "rows", "device", "arm", "seed", "threads", "side")
 
 
-def chosen(data: Path, name: str, count: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """`count` training rows, as many of each class, and the test rows, none of which is in train."""
+def chosen(told: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """So many training rows, as many of each class, and the test rows, none of which is in train."""
     from affinage import data as reading
     from affinage import labels
     from affinage.check import check, without_leaks
 
-    found = reading.read(splits(name, data))
+    found = reading.read(splits(told.images or "sst2", told.data, tested=told.tested))
     found = without_leaks(found, check(found))
-    train = labels.few(found.train, count // len(set(found.train.targets)), seed)
+    train = labels.few(found.train, told.rows // len(set(found.train.targets)), told.seed)
     assert found.test is not None
     parts = {"train": train, "test": found.test}
     return {
@@ -66,7 +69,7 @@ def chosen(data: Path, name: str, count: int, seed: int) -> dict[str, list[dict[
 def settings(told: argparse.Namespace) -> dict[str, Any]:
     """What both sides are asked for; without a validation split, as the Trainer has none by default."""
     unfreeze, epochs = ARMS[told.arm]
-    rows = chosen(told.data, told.images or "sst2", told.rows, told.seed)
+    rows = chosen(told)
     classes = len({row["label"] for row in rows["train"]})
     more = {"augment": "none"} if told.images else {}
     plan = "frozen" if unfreeze == 0 else "full" if isinstance(unfreeze, str) else "two-stage"
@@ -81,6 +84,7 @@ def settings(told: argparse.Namespace) -> dict[str, Any]:
         "labels_per_class": told.rows // classes,
         "validation": 0,
         "seed": told.seed,
+        "precision": told.precision,
         "leaks": "allow",
         "quiet": True,
         **depth,
@@ -122,7 +126,7 @@ def floor(told: argparse.Namespace) -> dict[str, Any]:
     unfreeze, epochs = ARMS[told.arm]
     tokenizer = transformers.AutoTokenizer.from_pretrained(text_model())
     config = transformers.AutoConfig.from_pretrained(text_model())
-    texts = [row["text"] for row in chosen(told.data, "sst2", told.rows, told.seed)["train"]]
+    texts = [row["text"] for row in chosen(told)["train"]]
     once = flop(config, [len(ids) for ids in tokenizer(texts, truncation=True, max_length=512)["input_ids"]])
     share = 1.0 if isinstance(unfreeze, str) else unfreeze / config.num_hidden_layers
     # what is frozen, once: with the features for the solved head, which are captured on the way to the cut
@@ -184,6 +188,7 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
 def taken(told: argparse.Namespace, arm: str, seed: int, side: str) -> dict[str, Any]:
     """One side of one arm in a process of its own."""
     words = ["--side", side, "--arm", arm, "--seed", str(seed), "--rows", str(told.rows), "--threads", str(told.threads)]
+    words += ["--tested", str(told.tested), "--precision", told.precision]
     words += ["--data", str(told.data), *(["--images", told.images, "--base", str(told.base)] if told.images else [])]
     return apart(__file__, words, told.threads)
 
@@ -217,13 +222,15 @@ def table(path: Path) -> str:
     for (data, rows, threads, arm), pairs in sorted(arms.items(), key=lambda item: (item[0][:3], list(ARMS).index(item[0][3]))):
         mine, theirs = [p["affinage"] for p in pairs], [p["trainer"] for p in pairs]
         counted = "cpu_seconds" if threads.endswith("cpu") else "seconds"
+        alone = all(one.get("at_once", 1) == 1 for one in (*mine, *theirs))
         ratio = statistics.median(b[counted] / a[counted] for a, b in zip(mine, theirs, strict=True))
         costs = [statistics.median(one[counted] for one in side) for side in (mine, theirs)]
+        said = " | ".join(f"{number:.1f}" if alone else "–" for number in (*costs, ratio))
         accuracy = [statistics.mean(one["accuracy"] for one in side) for side in (mine, theirs)]
         floors = [one["cpu_seconds"] / one["floor_seconds"] for one in mine if "floor_seconds" in one]
         over = f"{statistics.median(floors):.2f}" if floors else ""
         out.append(
-            f"| {data}, {rows} | {threads} | {arm} | {ARMS[arm][1]} | {costs[0]:.1f} | {costs[1]:.1f} | {ratio:.1f} | "
+            f"| {data}, {rows} | {threads} | {arm} | {ARMS[arm][1]} | {said} | "
             f"{accuracy[0]:.3f} | {accuracy[1]:.3f} | {len(pairs)} | {over} |"
         )
     for (data, rows, threads, arm), pairs in arms.items():
@@ -239,6 +246,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1000, help="training rows")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--at-once", type=int, default=1, help="sides beside each other: for accuracies, not for times")
+    parser.add_argument("--tested", type=int, default=MOST_TESTED, help="test sentences at most")
+    parser.add_argument("--precision", default="auto", help="of our side")
     parser.add_argument(
         "--arms", default=",".join(arm for arm in ARMS if not arm.endswith(FIRST)), help="with commas between them"
     )
@@ -270,23 +280,29 @@ def main(words: Sequence[str] | None = None) -> int:
     done = {tuple(line[k] for k in KEY) for line in measured(told.out)}
     where = facts.hardware("fp32")
     model = {"model": digest(told.base if told.images else text_model())}
-    for seed in range(told.seeds):
-        for arm in told.arms.split(","):
-            for side in SIDES:
-                key = (told.images or "sst2", told.rows, where.get("gpu", "cpu"), arm, seed, told.threads, side)
-                if key in done or (side == "trainer" and arm in SAME):
-                    continue
-                commit = facts.commit()  # each process imports the checkout as it then is
-                found = taken(told, arm, seed, side)
-                head = dict(zip(KEY, key, strict=True)) | model | {"epochs": ARMS[arm][1], "commit": commit}
-                more = {
-                    "versions": {**facts.versions(), "accelerate": version("accelerate")},
-                    "cpu": where["cpu"],
-                }
-                append(told.out, {**head, **found, **more, "load_average": os.getloadavg()[0]})
-                print(
-                    f"{arm}, seed {seed}, {side}: {found['cpu_seconds']:.1f} CPU s, accuracy {found['accuracy']:.4f}", flush=True
-                )
+    device = where.get("gpu", "cpu")
+    versions = {**facts.versions(), "accelerate": version("accelerate")}
+
+    def one(cell: tuple[int, str, str]) -> None:
+        seed, arm, side = cell
+        commit = facts.commit()  # each process imports the checkout as it then is
+        found = taken(told, arm, seed, side)
+        head = dict(zip(KEY, (told.images or "sst2", told.rows, device, arm, seed, told.threads, side), strict=True))
+        head |= model | {"epochs": ARMS[arm][1], "commit": commit, "tested": told.tested}
+        more = {"versions": versions, "cpu": where["cpu"], "load_average": os.getloadavg()[0], "at_once": told.at_once}
+        append(told.out, {**head, **found, **more})
+        print(f"{arm}, seed {seed}, {side}: {found['cpu_seconds']:.1f} CPU s, accuracy {found['accuracy']:.4f}", flush=True)
+
+    cells = [
+        (seed, arm, side)
+        for seed in range(told.seeds)
+        for arm in told.arms.split(",")
+        for side in SIDES
+        if (told.images or "sst2", told.rows, device, arm, seed, told.threads, side) not in done
+        and not (side == "trainer" and arm in SAME)
+    ]
+    with ThreadPoolExecutor(told.at_once) as beside:
+        list(beside.map(one, cells))
     print(table(told.out))
     return 0
 

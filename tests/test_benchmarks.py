@@ -359,6 +359,16 @@ def test_gpu_pairs_are_counted_by_the_clock(monkeypatch: pytest.MonkeyPatch, tmp
     assert [row.split(" | ")[1:7:5] for row in engine.table(path).splitlines()[2:]] == [["1 of cpu", "4.0"], ["H", "3.0"]]
 
 
+def test_no_times_are_told_of_sides_that_ran_beside_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
+    for side, accuracy in (("affinage", 0.5), ("trainer", 0.25)):
+        found = {"data": "sst2", "rows": 9, "device": "H", "arm": "full", "seed": 0, "threads": 1, "side": side}
+        found |= {"accuracy": accuracy, "cpu_seconds": 1.0, "seconds": 1.0, "at_once": 2}
+        with path.open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    assert "| full | 3 | – | – | – | 0.500 | 0.250 | 1 |" in engine.table(path)
+
+
 def test_an_arm_is_held_against_the_trainer_that_did_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
     for arm, side, cpu in (("everything", "affinage", 2.0), ("full", "affinage", 1.0), ("full", "trainer", 4.0)):
