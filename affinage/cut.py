@@ -70,6 +70,7 @@ class Cut:
         self.kept = self._kept(looks[0])  # (call, leaf) of what is stored, in order
         self.share = self._share(looks[0])
         self._check(rows, low, long)
+        self.unread = self._unread(looks[0])  # whether what is above leaves the pictures alone
         if precision != "fp32":
             self._retype(looks[0], precision)
 
@@ -213,6 +214,16 @@ class Cut:
                     want, got = want[mask.bool()], got[mask.bool()]
                 if got.shape != want.shape or not (got - want).abs().max() <= CLOSE * want.abs().max() + 1e-7:
                     raise Uncuttable("what it gives for a row depends on the rows beside it, or on their padding")
+
+    @torch.no_grad()
+    def _unread(self, batch: Batch) -> bool:
+        """Whether the logits are the same where the pictures are spoiled: then nothing above the cut looks into them."""
+        if "pixel_values" not in batch:
+            return False
+        values = dict(zip(self.kept, self.capture(batch), strict=True))
+        spoiled = {**batch, "pixel_values": _spoiled(batch["pixel_values"])}
+        wanted, found = (self.seen(self._forward(one, _copied(values))) for one in (batch, spoiled))
+        return all(map(torch.equal, wanted, found))
 
     def packed(self, batch: Batch) -> list[torch.Tensor]:
         """What was captured of a batch, as units: see `Layout.pack`."""

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,26 @@ class ImageRows:
         raw = torch.from_numpy(self.pixels[np.asarray(rows)]).to(where).float()  # a copy: rows are picked by number
         scale, shift = (torch.from_numpy(each)[:, None, None].to(where) for each in (self.scale, self.shift))
         return {"pixel_values": raw.mul_(scale).add_(shift)}
+
+    def blank(self, count: int) -> Batch:
+        """A batch of so many rows for what does not look into them: it has their shape, and no memory."""
+        import torch
+
+        from affinage.features import device
+
+        return {"pixel_values": torch.zeros((), device=device()).expand(count, 3, *self.sides)}
+
+    @cached_property
+    def sides(self) -> tuple[int, ...]:
+        """(H, W) of every picture."""
+        return self.pixels[np.arange(1)].shape[2:]
+
+    def raw(self, rows: np.ndarray) -> Batch:
+        """What `batch` makes its numbers from: a quarter of the bytes to look at."""
+        import torch
+
+        parts = {"pixels": self.pixels[np.asarray(rows)], "scale": self.scale, "shift": self.shift}
+        return {name: torch.from_numpy(part) for name, part in parts.items()}
 
 
 def opened(picture: Any) -> Image:

@@ -56,6 +56,34 @@ class Column:
         return self.units(lengths) * math.prod(self.shape) * self.plain.itemsize
 
 
+class Order:
+    """Where each of N rows lies among those that were added: each once, in any order, a batch at a time."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = np.asarray(lengths, np.int64)
+        self.starts = np.full((len(lengths), 2), -1, np.int64)  # of each row: in tokens, in rows
+        self.tokens = self.rows = 0  # that were added
+
+    def add(self, rows: np.ndarray) -> None:
+        """These come next, row after row."""
+        self.starts[rows, 0] = self.tokens + np.concatenate([[0], np.cumsum(self.lengths[rows])[:-1]])
+        self.starts[rows, 1] = self.rows + np.arange(len(rows))
+        self.tokens += int(self.lengths[rows].sum())
+        self.rows += len(rows)
+
+    def at(self, column: Column) -> int:
+        """Where the next row of a column begins, in units."""
+        return self.tokens if column.ragged else self.rows
+
+    def whole(self) -> None:
+        """
+        Raises:
+            ValueError: a row was never added.
+        """
+        if (self.starts < 0).any():
+            raise ValueError(f"{int((self.starts[:, 0] < 0).sum())} of {len(self.starts)} rows were never added")
+
+
 class Entry:
     """N rows, column by column: on disk through a map, or in memory."""
 
@@ -105,9 +133,8 @@ class Writer:
         Raises:
             OSError: the disk is full, or says no.
         """
-        self.columns, self.lengths, self.part, self.final = tuple(columns), np.asarray(lengths, np.int64), part, final
-        self.starts = np.full((len(lengths), 2), -1, np.int64)
-        self.tokens = self.rows = 0
+        self.columns, self.order, self.part, self.final = tuple(columns), Order(lengths), part, final
+        self.lengths = self.order.lengths
         self.hashes = [hashlib.sha256() for _ in columns]
         self.files: list[IO[bytes]] = []
         self.held: list[np.ndarray] = []
@@ -143,15 +170,12 @@ class Writer:
                 raise ValueError(f"column {i}: {array.dtype} {array.shape}, expected {column.plain} {expected}")
             plain = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
             if self.part is None:
-                at = (self.tokens if column.ragged else self.rows) * math.prod(column.shape) * column.plain.itemsize
+                at = self.order.at(column) * math.prod(column.shape) * column.plain.itemsize
                 self.held[i][at : at + len(plain)] = plain
             else:
                 self.files[i].write(plain)
                 self.hashes[i].update(plain)
-        self.starts[rows, 0] = self.tokens + np.concatenate([[0], np.cumsum(self.lengths[rows])[:-1]])
-        self.starts[rows, 1] = self.rows + np.arange(len(rows))
-        self.tokens += int(self.lengths[rows].sum())
-        self.rows += len(rows)
+        self.order.add(rows)
 
     def done(self, about: Mapping[str, Any]) -> Entry:
         """The entry, whole and (on disk) under its own name.
@@ -159,16 +183,15 @@ class Writer:
         Raises:
             OSError: the disk is full.
         """
-        if (self.starts < 0).any():
-            raise ValueError(f"{int((self.starts[:, 0] < 0).sum())} of {len(self.starts)} rows were never added")
+        self.order.whole()
         if self.part is None or self.final is None:
-            return Entry(self.columns, self.held, self.starts, self.lengths)
+            return Entry(self.columns, self.held, self.order.starts, self.lengths)
         for file in self.files:
             file.flush()
             os.fsync(file.fileno())
             file.close()
         with (self.part / "rows.npy").open("wb") as table:
-            np.save(table, np.column_stack([self.starts, self.lengths]))
+            np.save(table, np.column_stack([self.order.starts, self.lengths]))
             table.flush()
             os.fsync(table.fileno())
         sums = {f"{i}.bin": h.hexdigest() for i, h in enumerate(self.hashes)} | {"rows.npy": digest(self.part / "rows.npy")}

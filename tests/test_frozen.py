@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import affinage
-from affinage import frozen, record, store
+from affinage import card, filling, frozen, record, store
+from affinage.card import OnCard
 from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
 from affinage.pictures import ImageRows
@@ -154,6 +155,90 @@ def test_a_batch_that_did_not_fit_is_halved(cache: Path, monkeypatch: pytest.Mon
     assert all(torch.allclose(whole[name].float(), parts[name].float(), atol=1e-5) for name in whole)
 
 
+# -------------------------------------------------------------------------------------------------------------- on a card
+@pytest.fixture
+def on_card(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a card with room for everything."""
+    monkeypatch.setattr(card, "room", lambda where, size: True)
+
+
+def test_what_a_card_makes_fast_stays_there(on_card: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is the same to the last bit as what would have been stored; nothing is written."""
+    monkeypatch.setattr(filling, "WRITTEN", 0.0)
+    net = bert()
+    found = once(net)
+    assert found.facts["kept"] == "card" and not found.facts["reused"] and not cache.exists()
+    assert isinstance(found.rows["train"], frozen.Captured) and isinstance(found.rows["train"].entry, OnCard)
+    monkeypatch.setattr(card, "room", lambda where, size: False)
+    for split in ("train", "validation"):
+        assert torch.equal(logits(found, split), logits(once(net), split))
+
+
+def test_what_takes_a_card_long_is_stored_too(on_card: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "WRITTEN", float("inf"))
+    monkeypatch.setattr("affinage.filling.batched", lambda lengths: np.array_split(np.argsort(-lengths), 3))
+    net = bert()
+    first, again = once(net), once(net)
+    assert first.facts["kept"] == again.facts["kept"] == "disk" and not first.facts["reused"] and again.facts["reused"]
+    assert len(list(cache.iterdir())) == 2
+    for found in (first, again):
+        assert isinstance(found.rows["train"], frozen.Captured) and isinstance(found.rows["train"].entry, OnCard)
+        assert torch.equal(logits(found), logits(first))
+
+
+def test_a_card_that_has_no_room_after_all(on_card: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(OnCard, "__init__", full)
+    net = bert()
+    found = once(net)
+    assert found.facts["kept"] == "disk" and (logits(found) - logits(once(net, budget=0))).abs().max() <= 1e-6
+
+
+# ----------------------------------------------------------------------------------------------------------------- pictures
+def photographs(count: int = 6) -> ImageRows:
+    draw = np.random.default_rng(0)
+    return ImageRows(
+        draw.integers(0, 255, (count, 3, 32, 32)).astype(np.uint8), np.full(3, 1 / 64, np.float32), np.full(3, -1, np.float32)
+    )
+
+
+@pytest.mark.parametrize("family", ["resnet", "vit"])
+def test_pictures_are_not_read_above_a_cut(family: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = FAMILIES[family].make()
+    net, rows = Net.of(model, batch), photographs()
+    plain, found = once(net, budget=0, rows={"train": rows}), once(net, rows={"train": rows})
+    monkeypatch.setattr(ImageRows, "batch", None)
+    seen = found.rows["train"].batch(np.arange(6))["pixel_values"]
+    assert seen.shape == (6, 3, 32, 32) and seen.untyped_storage().nbytes() == 4 and not found.facts["why"]
+    got = logits(found)
+    monkeypatch.undo()
+    assert (got - logits(plain)).abs().max() <= 1e-6
+
+
+def test_pictures_that_are_read_above_a_cut_are_there(cache: Path) -> None:
+    model, batch = FAMILIES["resnet"].make()
+    forward = model.forward
+
+    def brighter(pixel_values: torch.Tensor, **more: Any) -> Any:
+        found = forward(pixel_values, **more)
+        found.logits = found.logits + pixel_values.mean((1, 2, 3))[:, None]
+        return found
+
+    model.forward = brighter
+    net, rows = Net.of(model, batch), photographs()
+    plain, found = once(net, budget=0, rows={"train": rows}), once(net, rows={"train": rows})
+    assert not found.facts["why"] and (logits(found) - logits(plain)).abs().max() <= 1e-6
+
+
+def test_how_bytes_become_numbers_is_part_of_the_key(cache: Path) -> None:
+    model, batch = FAMILIES["resnet"].make()
+    net, rows = Net.of(model, batch), photographs()
+    for shown, reused in ((rows, False), (rows, True), (replace(rows, shift=rows.shift + 1), False)):
+        assert once(net, rows={"train": shown}).facts["reused"] is reused
+
+
 # ------------------------------------------------------------------------------------------------------------- when it is not
 @pytest.mark.parametrize(
     ("stage", "options", "why", "address"),
@@ -215,7 +300,7 @@ def test_a_folder_that_cannot_be_written(
     assert "MB stay in memory, for this run only" in lines[0]
     assert found.facts["kept"] == "memory" and (logits(found) - logits(once(net, budget=0))).abs().max() <= 1e-6
 
-    monkeypatch.setattr(frozen, "_free_memory", lambda: 1000.0)
+    monkeypatch.setattr(filling, "_free_memory", lambda: 1000.0)
     found = once(net)
     assert "in memory it would take" in capsys.readouterr().err
     assert "fit neither in" in found.facts["why"] and found.forward is net.model
@@ -371,7 +456,7 @@ def test_cache_commands(cache: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_free_memory() -> None:
-    assert 10**7 < frozen._free_memory() < 10**14
+    assert 10**7 < filling._free_memory() < 10**14
 
 
 def test_stored_views(cache: Path, tmp_path: Path) -> None:

@@ -221,10 +221,8 @@ def cut(facts: dict[str, Any]) -> str:
         return ""
     if why:
         return f"not cut before {address}: {why}"
-    size, seconds = (
-        f"{facts['bytes'] / 1e6:,.1f} MB {'on the disk' if facts['kept'] == 'disk' else 'in memory'}",
-        facts["seconds"],
-    )
+    where = {"disk": "on the disk", "memory": "in memory", "card": "in the GPU's memory"}[facts["kept"]]
+    size, seconds = f"{facts['bytes'] / 1e6:,.1f} MB {where}", facts["seconds"]
     if views := facts.get("views"):
         size = f"{views} augmented views of each row, {size}"
     done = "reused" if facts["reused"] else f"computed once in {duration(seconds)}"

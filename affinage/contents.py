@@ -1,0 +1,64 @@
+"""Contents: the key of what is computed once, from all that it depends on: weights, rows, cut, precision, device, versions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from affinage import __version__
+from affinage import cut as cuts
+from affinage.cut import frozen_parameters
+from affinage.facts import versions
+from affinage.net import Net
+from affinage.store import Column
+from affinage.types import Rows
+
+# What says nothing of the blocks: names of classes, where the model came from, and the head.
+ASIDE = {"id2label", "label2id", "num_labels", "architectures", "_name_or_path", "transformers_version", "problem_type"}
+
+
+def about(net: Net, k: int, precision: str, columns: Sequence[Column], weights_sum: str, rows: Rows) -> dict[str, Any]:
+    """All that what is stored depends on."""
+    config: Any = net.model.config
+    used = versions()
+    return {
+        "model": type(net.model).__name__,
+        "config": {n: v for n, v in config.to_dict().items() if n not in ASIDE and not n.startswith("affinage")},
+        "attention": getattr(config, "_attn_implementation", None),
+        "weights": weights_sum,
+        "rows": _content(rows),
+        "view": 0,  # the rows as they are; augmented views would be counted from 1
+        "cut": cuts.begins(net, k),
+        "columns": [(c.dtype, c.shape, c.ragged) for c in columns],
+        "precision": precision,
+        "device": next(net.model.parameters()).device.type,
+        "versions": [__version__, used["torch"], used["transformers"], used["numpy"]],
+    }
+
+
+def weights(net: Net, k: int) -> str:
+    """SHA-256 of every parameter read before block k and of the buffers of modules that are called before it."""
+    total = hashlib.sha256()
+    below = {"stem", *(f"blocks.{i}" for i in range(k))}
+    parameters = dict(net.model.named_parameters())
+    read = [(name, parameters[name]) for name in frozen_parameters(net, k)]
+    buffers = [(n, b) for n, b in net.model.named_buffers() if net.places.get(n.rpartition(".")[0], "stem") in below]
+    for name, tensor in (*read, *buffers):
+        total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _content(rows: Rows) -> str:
+    """SHA-256 of the rows as the network is given them, or of what that is made from."""
+    total = hashlib.sha256(str(len(rows)).encode())
+    read = getattr(rows, "raw", rows.batch)
+    for start in range(0, len(rows), 64):
+        for name, tensor in read(np.arange(start, min(start + 64, len(rows)))).items():
+            total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+            total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
