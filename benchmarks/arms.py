@@ -9,8 +9,8 @@ progress. Seeds are the outermost loop, so that a partial file is balanced over 
 and `trainer`: the Hugging Face Trainer with its default arguments. All get the same rows (the fingerprint in the line tells),
 tokenised or decoded beforehand; seconds of training leave that out, and the test. Text is tested on 500 rows at most. Text begins
 with all-MiniLM-L6-v2, images with starter-vision (`--base` names another).
-`search` and `search-many` are for choosing defaults: test rows are held out of train, seeds are others, and no row of a test
-split is read.
+The suite `search` is for choosing defaults: its test rows are held out of train, its seeds are others, and no row of a test split
+is read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ SUITES: dict[str, tuple[tuple[tuple[str, int], ...], int]] = {
     "text-full": ((("trec6", FULL), ("customer_reviews", FULL)), 2),
     "images": ((("hymenoptera", FULL), *FEW_PICTURES), 6),
     "search": ((*((name, labels) for labels in (8, 64) for name in TEXT), *FEW_PICTURES), 3),
-    "search-many": (tuple((name, FULL) for name in TEXT), 2),
 }
 PICTURES = ("hymenoptera", "pacs/photo", "pacs/art_painting", "cifar10")
 OWN_TEST = {
@@ -52,7 +51,6 @@ OWN_TEST = {
     "pacs/art_painting": 0.3,
 }  # no split of their own: this share, stratified, seed 0
 SEARCH_TEST = 0.25  # share of train that stands in for the test split
-MANY_TESTED = 2000  # where all labels are used: what differs there is small
 MOST_TESTED = 500  # test rows of a text set, stratified, seed 0: an fp32 pass over more would cost more than the training
 SEARCH_SEEDS = 1000  # the first seed of a search, far from those that are reported
 FIXED = {
@@ -311,7 +309,7 @@ def cells(
 ) -> list[Cell]:
     """All cells of a suite, seeds outermost, from the `first` on."""
     sets, usual = SUITES[suite]
-    first += SEARCH_SEEDS if suite.startswith("search") else 0
+    first += SEARCH_SEEDS if suite == "search" else 0
     return [
         Cell(suite, variant, data, per_class, arm, first + seed)
         for seed in range(seeds or usual)
@@ -399,12 +397,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 return 2
             continue
         if cell.data not in sets:
-            sets[cell.data] = splits(
-                cell.data,
-                told.data,
-                search=told.suite.startswith("search"),
-                tested=MANY_TESTED if told.suite == "search-many" else MOST_TESTED,
-            )
+            sets[cell.data] = splits(cell.data, told.data, search=told.suite == "search")
         arm = trainer if cell.arm == "trainer" else ours
         found = tried(words_of, partial(arm, cell, sets[cell.data], model, told.settings))
         if found is None:
