@@ -8,7 +8,7 @@
 A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, `steps`,
 the least number of updates, for few rows, and `warmup`, the share of them in which the rate rises.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
-is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most 500 held-out rows. With
+is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most `--held` held-out rows. With
 `--folds K` each seed holds out another K-th of the rows, for sets of which 500 would be too many: K seeds score every row once.
 """
 
@@ -29,7 +29,7 @@ from arms import HERE, PICTURES, SEARCH_SEEDS, STARTER, TEXT, append, digest, li
 
 from affinage.measure.interval import paired
 
-HELD = 500  # rows that score a candidate
+HELD = 500  # rows that score a candidate, if not told otherwise
 OURS = {"steps": int, "warmup": float}  # what a candidate may change beside the settings of `fit`
 
 
@@ -189,6 +189,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--labels", type=names, default=["64"], help="labels a class, with commas between them")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--folds", type=int, default=0, help="hold out another so many-th of the rows with each seed")
+    parser.add_argument("--held", type=int, default=HELD, help="rows that score a candidate, at most")
     parser.add_argument("--try", dest="candidates", action="append", default=[], metavar="ARM [KEY=VALUE ...]")
     parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder that holds the sets")
@@ -223,11 +224,11 @@ def main(words: Sequence[str] | None = None) -> int:
                 if not left:
                     continue
                 if name not in sets:
-                    sets[name] = splits(name, told.data, search=True)
+                    sets[name] = splits(name, told.data, search=True, tested=told.held)
                     test = sets[name]["test"]
-                    if len(test) > HELD and not told.folds:
+                    if len(test) > told.held and not told.folds:
                         inputs = Split(test, [row["label"] for row in test], [str(i) for i in range(len(test))])
-                        sets[name]["test"] = list(labels.holdout(inputs, HELD / len(test), 1)[1].inputs)
+                        sets[name]["test"] = list(labels.holdout(inputs, told.held / len(test), 1)[1].inputs)
                 rows = folded(sets[name], told.folds, seed) if told.folds else sets[name]
                 bench = Bench(name, rows, size, seed, source)
                 for words in left:
