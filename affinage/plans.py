@@ -17,6 +17,10 @@ HAND_OVER = 0.3
 # Updates at least: ten epochs of 16 rows are ten updates, too few for a head that starts at random (2.7 points at 8 labels a
 # class, one seed of four text sets: benchmarks/search.py). A solved head needs no more, and gets the same budget.
 STEPS = 40
+# Rows from which an update takes more of them: what it costs beside its rows (clipping, the optimizer's step, weights cast to
+# bf16) is then paid half as often, and there are updates enough (docs/results.md).
+MANY = 5_000
+FEW_BATCH, MANY_BATCH = 16, {"text": 32, "image": 64, "audio": 64}
 BOX_STEPS = 600  # of a detector: it goes on to gain for long (docs/detection.md)
 
 # Plans that say themselves what learns.
@@ -79,7 +83,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
         AffinageError: no such plan, or an address that matches nothing.
     """
     choose("plan", name, NAMES)
-    batch = wishes.batch_size if wishes.batch_size != "auto" else (16 if rows < 5_000 or kind == "text" else 64)
+    batch = wishes.batch_size if wishes.batch_size != "auto" else FEW_BATCH if rows < MANY else MANY_BATCH[kind]
     solve = Stage("head", "solve", (("head", 1.0), ("*", None)))  # a solver has no rate: 1 says that the head learns
     if not solves:
         if not net.addresses()["head"] and name not in ("full", "scratch"):

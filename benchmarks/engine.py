@@ -198,15 +198,20 @@ def measured(path: Path) -> list[dict[str, Any]]:
     return [{"device": "cpu", **line} for line in lines(path)]
 
 
-def table(path: Path) -> str:
+def table(path: Path, other: Path | None = None) -> str:
     """Median ratios and mean accuracies of the finished pairs, as Markdown, and how the accuracies differ by seed.
 
-    CPU seconds on a CPU, on a GPU those of the clock.
+    CPU seconds on a CPU, on a GPU those of the clock. `other`: the file of the Trainer's side, of this or of another device.
     """
     from affinage.measure.interval import paired
 
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for line in measured(path):
+    own = measured(path)
+    if other:
+        devices = {line["device"] for line in own}
+        own = [line for line in own if line["side"] != "trainer"]
+        own += [{**line, "device": d} for line in measured(other) if line["side"] == "trainer" for d in devices]
+    for line in own:
         found.setdefault(tuple(line[k] for k in KEY[:-1]), {})[line["side"]] = line
     arms: dict[tuple[Any, ...], list[dict[str, dict[str, Any]]]] = {}
     for (data, rows, device, arm, seed, threads), pair in found.items():
@@ -226,25 +231,31 @@ def table(path: Path) -> str:
         ratio = statistics.median(b[counted] / a[counted] for a, b in zip(mine, theirs, strict=True))
         costs = [statistics.median(one[counted] for one in side) for side in (mine, theirs)]
         said = " | ".join(f"{number:.1f}" if alone else "–" for number in (*costs, ratio))
-        accuracy = [statistics.mean(one["accuracy"] for one in side) for side in (mine, theirs)]
+        scores = [f"{statistics.mean(one['accuracy'] for one in side):.3f}" for side in (mine, theirs)]
         floors = [one["cpu_seconds"] / one["floor_seconds"] for one in mine if "floor_seconds" in one]
         over = f"{statistics.median(floors):.2f}" if floors else ""
         out.append(
             f"| {data}, {rows} | {threads} | {arm} | {ARMS[arm][1]} | {said} | "
-            f"{accuracy[0]:.3f} | {accuracy[1]:.3f} | {len(pairs)} | {over} |"
+            f"{' | '.join(scores) if all(map(alike, pairs)) else '– | –'} | {len(pairs)} | {over} |"
         )
     for (data, rows, threads, arm), pairs in arms.items():
-        if len(pairs) > 1:
+        if len(pairs) > 1 and all(map(alike, pairs)):
             middle, low, high = paired([100 * (p["affinage"]["accuracy"] - p["trainer"]["accuracy"]) for p in pairs])
             says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(pairs)} pairs)"
             out.append(f"\n{data}, {rows}, {threads}, {arm}: accuracy, affinage minus Trainer {says}")
     return "\n".join(out)
 
 
+def alike(pair: dict[str, dict[str, Any]]) -> bool:
+    """Whether both sides were tested on the same rows."""
+    return len({one.get("tested", MOST_TESTED) for one in pair.values()}) == 1
+
+
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1000, help="training rows")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--sides", default=",".join(SIDES), help="with commas between them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=1, help="sides beside each other: for accuracies, not for times")
     parser.add_argument("--tested", type=int, default=MOST_TESTED, help="test sentences at most")
@@ -257,6 +268,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data", help="the folder of the data sets")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "engine.jsonl")
     parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
+    parser.add_argument("--trainer", type=Path, help="of the table: another file that has the Trainer's side")
     for hidden in ("--side", "--arm"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -264,7 +276,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if unknown := set(told.arms.split(",")) - set(ARMS):
         parser.error(f"no arm '{min(unknown)}': expected of {', '.join(ARMS)}")
     if told.table:
-        print(table(told.out))
+        print(table(told.out, told.trainer))
         return 0
     if told.side:
         import torch
@@ -297,7 +309,7 @@ def main(words: Sequence[str] | None = None) -> int:
         (seed, arm, side)
         for seed in range(told.seeds)
         for arm in told.arms.split(",")
-        for side in SIDES
+        for side in told.sides.split(",")
         if (told.images or "sst2", told.rows, device, arm, seed, told.threads, side) not in done
         and not (side == "trainer" and arm in SAME)
     ]

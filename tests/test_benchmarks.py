@@ -369,6 +369,32 @@ def test_no_times_are_told_of_sides_that_ran_beside_each_other(monkeypatch: pyte
     assert "| full | 3 | – | – | – | 0.500 | 0.250 | 1 |" in engine.table(path)
 
 
+def test_the_trainers_side_may_be_of_another_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Accuracies are compared where both were tested on the same rows, times where both ran alone."""
+    engine = loaded("engine", monkeypatch)
+    line = {
+        "data": "sst2",
+        "rows": 9,
+        "arm": "full",
+        "seed": 0,
+        "threads": 1,
+        "accuracy": 0.5,
+        "cpu_seconds": 2.0,
+        "seconds": 2.0,
+    }
+    for name, more in (
+        ("mine", {"device": "cpu", "side": "affinage", "tested": 2000}),
+        ("slow", {"device": "cpu", "side": "trainer", "cpu_seconds": 8.0}),
+        ("card", {"device": "H", "side": "trainer", "tested": 2000, "at_once": 9, "accuracy": 0.25}),
+    ):
+        (tmp_path / name).write_text(json.dumps({**line, **more}) + "\n")
+    rows = [engine.table(tmp_path / "mine", tmp_path / other).splitlines()[2:] for other in ("slow", "card")]
+    assert rows == [
+        ["| sst2, 9 | 1 of cpu | full | 3 | 2.0 | 8.0 | 4.0 | – | – | 1 |  |"],
+        ["| sst2, 9 | 1 of cpu | full | 3 | – | – | – | 0.500 | 0.250 | 1 |  |"],
+    ]
+
+
 def test_an_arm_is_held_against_the_trainer_that_did_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
     for arm, side, cpu in (("everything", "affinage", 2.0), ("full", "affinage", 1.0), ("full", "trainer", 4.0)):

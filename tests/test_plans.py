@@ -172,3 +172,13 @@ def test_unknown_plan() -> None:
 def test_an_address_that_is_not_there() -> None:
     with pytest.raises(AffinageError, match="cannot unfreeze 9 blocks: the model has 3"):
         make("two-stage", net("bert"), "text", 10, Wishes(unfreeze=9), patience=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "batch"), [("text", 4_999, 16), ("text", 5_000, 32), ("image", 4_999, 16), ("image", 5_000, 64)]
+)
+def test_many_rows_are_taken_in_larger_updates(kind: str, rows: int, batch: int) -> None:
+    model, inputs = FAMILIES["bert" if kind == "text" else "resnet"].make()
+    network = Net.of(model, inputs)
+    assert make("full", network, kind, rows, Wishes(), patience=False).stages[-1].batch == batch
+    assert make("full", network, kind, rows, Wishes(batch_size=7), patience=False).stages[-1].batch == 7
