@@ -130,13 +130,13 @@ class _Keeping:
         if ranks.shared(found is None):
             self.reused = False
             self.start(label, len(look.rows))
-            shown: dict[str, Any] = {
+            shown = {
                 "model": type(self.net.model).__name__,
                 "cut": self.cut.address,
                 "split": look.name,
                 "rows": len(look.rows),
+                "precision": self.precision,
             }
-            shown["precision"] = self.precision
             with packed(self.net.model, self.precision):
                 found = filled(self.cut, look.rows, self.columns, self.place, key, shown, self.precision, self.advance)
         return everywhere(found, self.place.folder / ranks.shared(key)) if ranks.count() > 1 else found
