@@ -9,11 +9,12 @@
 Text: MiniLM on sentences of sst2. Each arm has the epochs of both sides: frozen 20 (solved in one pass on our side), the last 1,
 2 or 3 of 6 blocks 10, full 3, where the Trainer's side teaches the word embeddings as well and ours leaves them; `everything` is
 ours with them. On our side heads read the mean of the tokens, as the checkpoint was trained; in `top-1-first`, `full-first` and
-their like the first one, as the Trainer's do. Same rows, same epochs, the sides in turn, each in a process of its own with an
-empty cache; a line a finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning,
-after the model is loaded and before the test. With `--at-once` several sides run beside each other: that is for accuracies, and
-the table tells no times of such lines. Beside it the floor: the work of the arm's products, three times the forward pass where
-layers learn and what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
+their like the first one, and in `top-1-native` and its like through the checkpoint's own layer, which learns, too: the
+Trainer's network. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache; a line a
+finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning, after the model is
+loaded and before the test. With `--at-once` several sides run beside each other: that is for accuracies, and the table tells no
+times of such lines. Beside it the floor: the work of the arm's products, three times the forward pass where layers learn and
+what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ ARMS: dict[str, tuple[int | str, int]] = {
     "full": ("all", 3),  # on our side all blocks: a table of word embeddings stays, as it does by default
     "everything": ("everything", 3),  # its embeddings too, as the Trainer's side of "full", which stands for both
 }
-FIRST = "-first"  # arms whose head reads the first token, as the Trainer's does, and not the mean
-ARMS |= {arm + FIRST: found for arm, found in ARMS.items() if arm != "everything"}
-SAME = {arm: arm.removesuffix(FIRST) for arm in ARMS if arm.endswith(FIRST)}  # arm -> the one whose Trainer did the same
+# What the head reads, where it is not the mean: the bare first token, or as the Trainer's does, which learns a layer on it as well
+HEADS = {"-first": "first", "-native": "native"}
+SAME = {arm + end: arm for end in HEADS for arm in ARMS if arm != "everything"}  # arm -> the one whose Trainer did the same
+ARMS |= {arm: ARMS[plain] for arm, plain in SAME.items()}
 SAME["everything"] = "full"
 SIDES = ("affinage", "trainer")
 KEY = ("data", "rows", "device", "arm", "seed", "threads", "side")
@@ -74,8 +76,8 @@ def settings(told: argparse.Namespace) -> dict[str, Any]:
     more = {"augment": "none"} if told.images else {}
     plan = "frozen" if unfreeze == 0 else "full" if isinstance(unfreeze, str) else "two-stage"
     depth = {} if unfreeze in (0, "all") else {"unfreeze": unfreeze}
-    if told.arm.endswith(FIRST):
-        depth["pooling"] = "first"
+    if pooling := next((HEADS[end] for end in HEADS if told.arm.endswith(end)), ""):
+        depth["pooling"] = pooling
     return {
         "model": told.base if told.images else text_model(),
         "data": rows,
@@ -121,7 +123,7 @@ def floor(told: argparse.Namespace) -> dict[str, Any]:
         return {}  # a GPU mostly waits at these sizes: its products set no floor
     rates = {"bf16": peak(torch.bfloat16), "fp32": peak(torch.float32)}
     told_rates = {"matmul_gflops": {kind: rate / 1e9 for kind, rate in rates.items()}}
-    if told.images or told.arm.endswith(FIRST):  # of one token less is multiplied, in another proportion
+    if told.images or told.arm.endswith(tuple(HEADS)):  # of one token less is multiplied, in another proportion
         return told_rates
     unfreeze, epochs = ARMS[told.arm]
     tokenizer = transformers.AutoTokenizer.from_pretrained(text_model())
@@ -261,7 +263,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--tested", type=int, default=MOST_TESTED, help="test sentences at most")
     parser.add_argument("--precision", default="auto", help="of our side")
     parser.add_argument(
-        "--arms", default=",".join(arm for arm in ARMS if not arm.endswith(FIRST)), help="with commas between them"
+        "--arms", default=",".join(arm for arm in ARMS if not arm.endswith(tuple(HEADS))), help="with commas between them"
     )
     parser.add_argument("--images", help="an image data set instead of sst2, such as cifar10")
     parser.add_argument("--base", type=Path, default=STARTER, help="the folder of the image model; starter-vision if not given")
