@@ -42,7 +42,7 @@ ARMS: dict[str, tuple[int | str, int]] = {
     "full": ("all", 3),  # on our side all blocks: a table of word embeddings stays, as it does by default
     "everything": ("everything", 3),  # its embeddings too, as the Trainer's side of "full", which stands for both
 }
-# What the head reads, where it is not the mean: the bare first token, or as the Trainer's does, which learns a layer on it as well
+# What the head reads, where it is not the mean: the bare first token, or, as the Trainer's, that through a layer that learns too
 HEADS = {"-first": "first", "-native": "native"}
 SAME = {arm + end: arm for end in HEADS for arm in ARMS if arm != "everything"}  # arm -> the one whose Trainer did the same
 ARMS |= {arm: ARMS[plain] for arm, plain in SAME.items()}
