@@ -257,6 +257,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=1000, help="training rows")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="the seed to begin with")
     parser.add_argument("--sides", default=",".join(SIDES), help="with commas between them")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=1, help="sides beside each other: for accuracies, not for times")
@@ -309,7 +310,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     cells = [
         (seed, arm, side)
-        for seed in range(told.seeds)
+        for seed in range(told.first, told.first + told.seeds)
         for arm in told.arms.split(",")
         for side in told.sides.split(",")
         if (told.images or "sst2", told.rows, device, arm, seed, told.threads, side) not in done
