@@ -21,7 +21,9 @@ from affinage.instead import instead, untouched
 from affinage.product import fused
 from affinage.types import Aims, Answers, Batch, Rows, Task
 
-TOKENS = 512  # padded tokens a batch of text: what stays in the cache of a core (measured: 512 beats 768 and 2,048)
+# Bytes of what a block leaves of a batch of text: what stays in a core's own cache, where that is a MiB. Half of it is slower, and
+# so is four times as much (benchmarks/tried.py).
+HIDDEN = 3 * 2**18
 PICTURES = 64  # pictures a batch
 PAYS = 1.2  # times that bf16 must be faster: it costs accuracy
 SMALL = 1e11  # FLOP of an update: a few milliseconds of a GPU in fp32, as much as bf16 takes longer to launch
@@ -100,12 +102,18 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def batched(lengths: np.ndarray) -> list[np.ndarray]:
-    """Every row once, longest first, in batches for a pass without learning that suit the device."""
+def at_once(model: nn.Module, precision: str) -> int:
+    """Padded tokens of a batch of text that suit a CPU, in a pass without learning."""
+    width = getattr(getattr(getattr(model, "model", model), "config", None), "hidden_size", None) or 384
+    return max(128, HIDDEN // (width * (4 if precision == "fp32" else 2)))
+
+
+def batched(lengths: np.ndarray, model: nn.Module, precision: str) -> list[np.ndarray]:
+    """Every row once, longest first, in batches for a pass without learning that suit the device and the model."""
     gpu = device().type == "cuda"
     if lengths.max(initial=1) <= 1:
         return by_tokens(lengths, GPU_PICTURES if gpu else PICTURES)
-    return by_tokens(lengths, GPU_TOKENS, most=GPU_TOKENS // 8) if gpu else by_tokens(lengths, TOKENS)
+    return by_tokens(lengths, GPU_TOKENS, most=GPU_TOKENS // 8) if gpu else by_tokens(lengths, at_once(model, precision))
 
 
 def autocast(precision: str) -> AbstractContextManager[None]:
@@ -161,10 +169,10 @@ def packed(model: nn.Module, precision: str, but: nn.Module | None = None, repla
     def forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda x: ops._linear_pointwise(x.to(torch.bfloat16), weight, bias, "none", [], "")
 
-    forwards = {}
+    forwards, rows = {}, at_once(model, precision)
     for layer in model.modules():
         if type(layer) is nn.Linear and layer is not but and untouched(layer):
-            weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), TOKENS)
+            weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), rows)
             bias = layer.bias.to(torch.bfloat16) if layer.bias is not None else None
             forwards[layer] = forward(weight, bias)
     with replaced(forwards):
@@ -283,7 +291,7 @@ def _each(
     model.eval()
     if not len(rows):
         raise ValueError("no rows to pass through the network")
-    batches = batched(rows.lengths)
+    batches = batched(rows.lengths, model, precision)
     batches, spare = batches[ranks.number() :: ranks.count()], batches[:1]
     mine = np.concatenate(batches) if batches else np.zeros(0, np.int64)
     batches = batches or spare  # a rank with nothing to do looks at one for its shapes

@@ -38,7 +38,7 @@ def filled(
 
     Of several ranks each runs every n-th batch and hands what it made to rank 0, which alone writes and alone gets the entry.
     """
-    batches = batched(rows.lengths)
+    batches = batched(rows.lengths, cut.model, precision)
 
     def made(batch: np.ndarray) -> list[np.ndarray]:
         return [_plain(u, column) for u, column in zip(_made(cut, rows, batch, precision), columns, strict=True)]
@@ -78,7 +78,7 @@ def on_card(
     """
     try:
         kept = OnCard(columns, rows.lengths, cut.where)
-        for i, batch in enumerate(batched(rows.lengths)):
+        for i, batch in enumerate(batched(rows.lengths, cut.model, precision)):
             started = card.now(cut.where)
             made = _made(cut, rows, batch, precision)
             kept.add(batch, made)

@@ -2,7 +2,8 @@
 
     python benchmarks/tried.py [--rows 2000] [--rounds 3]
 
-`affinage`: bf16 where it pays, weights packed once. `compiled`: torch.compile, one graph for all shapes. `int8`: torch's
+`affinage`: bf16 where it pays, weights packed once; `half` and `fourfold`: with half as many or four times as many tokens a
+batch. `compiled`: torch.compile, one graph for all shapes. `int8`: torch's
 dynamic quantisation of the linear layers, with a scale a layer or (`int8-rows`) a row of the weights. `onnx`, `onnx-int8`:
 ONNX Runtime, in fp32 and dynamically quantised with a scale a row; left out, with a word, where onnxruntime, onnx or
 onnxscript are not installed. MiniLM, sst2, the ways in turn, each in a process of its own: CPU seconds to get ready, CPU
@@ -30,7 +31,8 @@ from typing import Any
 from arms import HERE, apart, splits, text_model, written
 from frozen_text import rows_of
 
-WAYS = ("affinage", "compiled", "int8", "int8-rows", "onnx", "onnx-int8")
+SIZES = {"half": 0.5, "fourfold": 4.0}
+WAYS = ("affinage", *SIZES, "compiled", "int8", "int8-rows", "onnx", "onnx-int8")
 TRAINING = ("plain", "compile")
 
 
@@ -69,7 +71,7 @@ def exported(model: Any, linear: Any, folder: Path, *, quantised: bool) -> Calla
 
     def run(rows: Any) -> Any:
         out = np.empty((len(rows), linear.in_features), np.float32)
-        for batch in batched(rows.lengths):
+        for batch in batched(rows.lengths, linear, "bf16"):
             out[batch] = session.run(None, {k: v.numpy() for k, v in rows.batch(batch).items()})[0]
         return out
 
@@ -109,6 +111,7 @@ def way(told: argparse.Namespace) -> dict[str, Any]:
                 precision = "fp32"
                 used = kinds.quantize_dynamic(model, {torch.nn.Linear: scales})
                 linear = used.get_submodule(next(name for name, layer in model.named_modules() if layer is linear))
+            features.HIDDEN = int(features.HIDDEN * SIZES.get(told.way, 1.0))
             if told.way == "compiled":
                 features.packed = lambda *_, **__: contextlib.nullcontext()
                 used = torch.compile(model, dynamic=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from affinage import features, pooling
+from affinage.features import at_once, batched
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.tasks.text_classification import TokenRows
@@ -206,3 +208,19 @@ def test_what_the_user_told_torch_of_tf32_holds(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_product_is_timed() -> None:
     assert 0 < features._product_seconds(torch.float32, repeats=1) < 10
+
+
+@pytest.mark.parametrize(
+    ("width", "precision", "tokens"), [(384, "bf16", 1024), (384, "fp32", 512), (768, "bf16", 512), (10**6, "fp32", 128)]
+)
+def test_a_batch_of_text_fills_the_cache_of_a_core(width: int, precision: str, tokens: int) -> None:
+    """The same bytes whatever the width and the precision, and not below what keeps a product busy; above a cut as below it."""
+    model = torch.nn.Identity()
+    model.config = SimpleNamespace(hidden_size=width)
+    above = torch.nn.Identity()
+    above.model = model
+    assert at_once(model, precision) == at_once(above, precision) == tokens
+    assert at_once(torch.nn.Identity(), precision) == (1024 if precision == "bf16" else 512)
+    if not torch.cuda.is_available():
+        found = batched(np.full(3000, 16), above, precision)
+        assert max(map(len, found)) == tokens // 16 and sorted(np.concatenate(found).tolist()) == list(range(3000))

@@ -176,7 +176,7 @@ def test_what_a_card_makes_fast_stays_there(on_card: None, cache: Path, monkeypa
 
 def test_what_takes_a_card_long_is_stored_too(on_card: None, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "WRITTEN", float("inf"))
-    monkeypatch.setattr("affinage.filling.batched", lambda lengths: np.array_split(np.argsort(-lengths), 3))
+    monkeypatch.setattr("affinage.filling.batched", lambda lengths, *_: np.array_split(np.argsort(-lengths), 3))
     net = bert()
     first, again = once(net), once(net)
     assert first.facts["kept"] == again.facts["kept"] == "disk" and not first.facts["reused"] and again.facts["reused"]

@@ -88,7 +88,7 @@ def test_features_are_those_of_the_cpu(minilm: Path) -> None:
 
 def test_batches_suit_the_device() -> None:
     """Each row once, and many more at once than a core's cache has room for."""
-    found = batched(np.full(10_000, 20))
+    found = batched(np.full(10_000, 20), torch.nn.Identity(), "bf16")
     assert sorted(np.concatenate(found).tolist()) == list(range(10_000)) and len(found) < 20
 
 
@@ -103,7 +103,7 @@ def test_what_is_frozen_runs_once_to_the_same_losses(kind: str, tmp_path: Path, 
     runs = [affinage.fit(model, data, out=tmp_path / "off", cache="off", learning_rate=3e-3, **options)]
     for name, rate in (("quick", 0.0), ("stored", float("inf")), ("again", float("inf"))):
         monkeypatch.setattr("affinage.filling.WRITTEN", rate)
-        monkeypatch.setattr("affinage.filling.batched", lambda lengths: np.array_split(np.argsort(-lengths), 3))
+        monkeypatch.setattr("affinage.filling.batched", lambda lengths, *_: np.array_split(np.argsort(-lengths), 3))
         runs.append(affinage.fit(model, data, out=tmp_path / name, learning_rate=3e-3, **options))
     cuts = [run.record["cuts"]["body"] for run in runs[1:]]
     assert all(cut["address"] for cut in cuts) and [cut["kept"] for cut in cuts] == ["card", "disk", "disk"]
