@@ -21,8 +21,8 @@ from affinage.instead import instead, untouched
 from affinage.product import fused
 from affinage.types import Aims, Answers, Batch, Rows, Task
 
-# Bytes of what a block leaves of a batch of text: what stays in a core's own cache, where that is a MiB. Half of it is slower, and
-# so is four times as much (benchmarks/tried.py).
+# Bytes of what a block leaves of a batch of text: what stays in a core's own cache, where that is a MiB. Half of it is slower,
+# and four times as much (benchmarks/tried.py).
 HIDDEN = 3 * 2**18
 PICTURES = 64  # pictures a batch
 PAYS = 1.2  # times that bf16 must be faster: it costs accuracy
