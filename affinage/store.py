@@ -76,7 +76,8 @@ class Order:
         return self.tokens if column.ragged else self.rows
 
     def whole(self) -> None:
-        """
+        """Make sure that none is missing.
+
         Raises:
             ValueError: a row was never added.
         """
