@@ -24,6 +24,7 @@ from affinage.types import Aims, Answers, Batch, Rows, Task
 # Bytes of what a block leaves of a batch of text: what stays in a core's own cache, where that is a MiB. Half of it is slower,
 # and four times as much (benchmarks/tried.py).
 HIDDEN = 3 * 2**18
+NARROW = 384
 PICTURES = 64  # pictures a batch
 PAYS = 1.2  # times that bf16 must be faster: it costs accuracy
 SMALL = 1e11  # FLOP of an update: a few milliseconds of a GPU in fp32, as much as bf16 takes longer to launch
@@ -103,9 +104,9 @@ def device() -> torch.device:
 
 
 def at_once(model: nn.Module, precision: str) -> int:
-    """Padded tokens of a batch of text that suit a CPU, in a pass without learning."""
-    width = getattr(getattr(getattr(model, "model", model), "config", None), "hidden_size", None) or 384
-    return max(128, HIDDEN // (width * (4 if precision == "fp32" else 2)))
+    """Padded tokens of a batch of text that suit a CPU, in a pass without learning; a narrower network gets no more of them."""
+    width = getattr(getattr(getattr(model, "model", model), "config", None), "hidden_size", None) or NARROW
+    return max(128, HIDDEN // (max(width, NARROW) * (4 if precision == "fp32" else 2)))
 
 
 def batched(lengths: np.ndarray, model: nn.Module, precision: str) -> list[np.ndarray]:

@@ -211,7 +211,8 @@ def test_a_product_is_timed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "precision", "tokens"), [(384, "bf16", 1024), (384, "fp32", 512), (768, "bf16", 512), (10**6, "fp32", 128)]
+    ("width", "precision", "tokens"),
+    [(384, "bf16", 1024), (384, "fp32", 512), (768, "bf16", 512), (10**6, "fp32", 128), (32, "fp32", 512)],
 )
 def test_a_batch_of_text_fills_the_cache_of_a_core(width: int, precision: str, tokens: int) -> None:
     """The same bytes whatever the width and the precision, and not below what keeps a product busy; above a cut as below it."""
