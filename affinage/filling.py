@@ -20,7 +20,9 @@ from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Rows
 
 GB = 10**9
-WRITTEN = 0.5e9  # bytes a second that are summed, written and read back (docs/gpu.md): what a GPU makes faster is not stored
+# Bytes a second that a disk takes, sums and all, with room for a faster one than was seen (0.2 to 0.4 GB: docs/gpu.md). What a
+# GPU makes faster is not stored.
+WRITTEN = 0.5e9
 JUDGED = 1  # the batch that is timed; the one before it sets the card up
 
 

@@ -78,6 +78,7 @@ class _Look(NamedTuple):
     name: str
     view: int
     rows: Rows
+    plain: Rows  # as they are
 
 
 @dataclass
@@ -121,7 +122,7 @@ class _Keeping:
         """From the disk, or computed and put there; in memory where it cannot be."""
         about: dict[str, Any] = {}
         if ranks.first():
-            about = contents.about(self.net, self.k, self.precision, self.columns, self.weights, look.rows)
+            about = contents.about(self.net, self.k, self.precision, self.columns, self.weights, look.plain)
             about["view"] = [look.view, self.stage.augment, seed] if look.view else 0
         key = store.key(about)
         found, damage = self.place.find(key) if ranks.first() else (None, "")
@@ -180,8 +181,9 @@ def computed_once(
             raise _Uncut(before["why"], before["address"])
         cut, k = _cut(net, stage, rows, precision, views, ceiling)
         address = cut.address
-        looks = [_Look(name, 0, split) for name, split in rows.items() if name != "train" or not views]
-        looks += [_Look("train", v, Augmented(rows["train"], stage.augment, seed, v)) for v in range(1, views + 1)]
+        looks = [_Look(name, 0, split, split) for name, split in rows.items() if name != "train" or not views]
+        plain = rows["train"]
+        looks += [_Look("train", v, Augmented(plain, stage.augment, seed, v), plain) for v in range(1, views + 1)]
         columns, size = _columns(cut, looks, precision, budget, address)
         there = ranks.count() == 1 and card.room(cut.where, size)
         place = Store(store.folder(), int(budget * GB))
@@ -192,7 +194,7 @@ def computed_once(
             if found is None:
                 where = "in memory" if ranks.count() == 1 else "anywhere that all ranks can read (set AFFINAGE_CACHE)"
                 raise _Uncut(f"{told(size)} fit neither in {place.folder} nor {where}", address)
-            captured.append(Captured(rows[look.name], found, cut.unread))
+            captured.append(Captured(look.plain, found, cut.unread))
         facts = {"address": address, "why": "", "share": round(cut.share, 4), "dtype": columns[0].dtype, "bytes": size}
         facts |= {"kept": keeping.kept, "reused": keeping.reused, "views": views}
     except _Uncut as uncut:

@@ -477,6 +477,18 @@ def test_stored_views(cache: Path, tmp_path: Path) -> None:
     assert losses[0][:2] == losses[1][:2] and losses[0][2] != losses[1][2]  # the third epoch sees another view
 
 
+def test_views_that_are_there_are_not_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a view is follows from the pictures as they are: the key looks at those."""
+    model, batch = FAMILIES["resnet"].make()
+    net, rows, stage = Net.of(model, batch), photographs(), replace(STAGE, augment="light")
+    made: list[int] = []
+    show = Augmented.batch
+    monkeypatch.setattr(Augmented, "batch", lambda self, numbers: (made.append(self.view), show(self, numbers))[1])
+    for want in ([1, 2], []):
+        made.clear()
+        assert once(net, stage, {"train": rows}, views=2).facts["reused"] is not bool(want) and made == want
+
+
 def test_a_view_is_what_the_network_makes_of_the_changed_picture(cache: Path) -> None:
     model, batch = FAMILIES["resnet"].make()
     model.eval()
