@@ -1,11 +1,17 @@
-"""Dropout on a CPU for less than a third of its price: sixteen random bits an element, where torch draws 53 for each."""
+"""Dropout on a CPU for less than a third of its price: sixteen random bits an element, where torch draws 53 for each.
+
+And dropout at a cut. Frozen blocks run once, without theirs; what learns above would see the same numbers in every epoch, and
+learn them by heart. One dropout of what reaches it, at their own rate, stands for theirs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 WIDTH = 16  # bits an element; p is met to 2 ** -17
@@ -41,3 +47,31 @@ def cheap_dropout() -> Iterator[None]:
         yield
     finally:
         functional.dropout = _torchs
+
+
+def own_rate(block: nn.Module) -> float:
+    """The rate of the last Dropout layer of a block, which what it gives goes through; 0.0 where it has none."""
+    return next((layer.p for layer in reversed(list(block.modules())) if isinstance(layer, nn.Dropout)), 0.0)
+
+
+@contextmanager
+def dropped_before(block: nn.Module | None, p: float) -> Iterator[None]:
+    """While it lasts, the block in train mode reads its first tensor, (B, T, D), through dropout at `p`; None: nothing changes.
+
+    It is the same whether what is below has run or comes from the store.
+    """
+
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if not module.training:
+            return None
+        if args:
+            return (functional.dropout(args[0], p), *args[1:]), kwargs
+        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
+        return args, {**kwargs, name: functional.dropout(kwargs[name], p)}
+
+    hook = block.register_forward_pre_hook(read, with_kwargs=True) if block is not None else None
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()

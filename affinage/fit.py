@@ -17,7 +17,7 @@ from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
 from affinage.cut import CAPTURED, Resumed
-from affinage.dropout import cheap_dropout
+from affinage.dropout import cheap_dropout, dropped_before
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.first import First
@@ -94,6 +94,8 @@ class Fitting:
         self.named = Named(net.model, {} if self.plain else self.trained, rows, self.forward)
         self.trained |= self.named.parts
         self.first = First.of(net, rows) if task.classifies and not self.plain else None
+        entry = rates.entry(net, self.table) if stage.dropout and stage.cut_dropout else None
+        self.entry = net.model.get_submodule(net.blocks[entry]) if entry else None
         self.forwards = {**self.named.forwards, **products(net.model, "fp32" if self.plain else precision, self.where)}
         self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)
@@ -245,7 +247,8 @@ class Fitting:
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
                 short = self.first.cut_short(self.forwards) if self.first else instead(self.forwards)
-                with short, joint(self.net.model), kernels(self.precision), cheap_dropout():
+                dropped = dropped_before(self.entry, self.stage.cut_dropout)
+                with short, dropped, joint(self.net.model), kernels(self.precision), cheap_dropout():
                     return self._in_pieces(batch, even)
             except (RuntimeError, MemoryError) as error:  # a CPU's is a RuntimeError
                 if not out_of_memory(error) or even:  # the other ranks wait in the middle of this very pass

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from affinage import rates
+from affinage.dropout import own_rate
 from affinage.errors import AffinageError, choose
 from affinage.net import Net
 from affinage.types import Plan, Rates, Stage
@@ -125,6 +126,7 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
         # a rate that falls over the whole stage gains most at its end: a short flat stretch is no reason to stop there
         patience=max(3, round(0.3 * epochs)) if patience else 0,
     )
+    fit = _dropping(net, fit, kind)
     if name in ("scratch", "full"):
         return Plan(name, (fit,), fresh=fresh)
     if solves:  # what was trained and not solved stops before it is too sure
@@ -134,10 +136,17 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
             wishes.learning_rate if wishes.learning_rate != "auto" else 1e-3
         )  # ten times that of full training (LoRA without regret)
         table: Rates = (("*lora_*", rate), ("head", head), ("*", None))
-        return Plan(name, (solve, replace(fit, rates=table)), lora=wishes.lora_rank)
+        return Plan(name, (solve, replace(fit, rates=table, cut_dropout=0.0)), lora=wishes.lora_rank)
     if name == "gradual":
-        return Plan(name, (solve, *_gradual(net, fit, rate, decay, head)))
+        return Plan(name, (solve, *(_dropping(net, stage, kind) for stage in _gradual(net, fit, rate, decay, head))))
     return Plan(name, (solve, fit))
+
+
+def _dropping(net: Net, stage: Stage, kind: str) -> Stage:
+    """The stage with dropout where its frozen blocks end, at the rate of the last of them; measured for texts, not for others
+    (docs/results.md)."""
+    entry = rates.entry(net, rates.resolve(net, stage.rates)) if kind == "text" else None
+    return replace(stage, cut_dropout=own_rate(net.model.get_submodule(net.blocks[entry - 1])) if entry else 0.0)
 
 
 def _one_layer(net: Net) -> bool:

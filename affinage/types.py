@@ -148,6 +148,7 @@ class Stage:
         1.0  # factor on the head's logits before the stage begins; a solved head is too sure to teach the layers below
     )
     dropout: bool = True  # the checkpoint's own dropout, in the parts that train
+    cut_dropout: float = 0.0  # of what the frozen blocks leave, in place of their own, which is off
     augment: str = "none"  # "none", "light" or "strong"; what that does is the task's business
     mix: float = 0.0  # share of the steps that learn from mixtures of two pictures and of their classes
 

@@ -6,7 +6,8 @@
     python benchmarks/search.py --table
 
 A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, `steps`,
-the least number of updates, for few rows, and `warmup`, the share of them in which the rate rises.
+the least number of updates, for few rows, `warmup`, the share of them in which the rate rises, and `cut_dropout`, the dropout
+of what frozen blocks leave.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
 is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most `--held` held-out rows. With
 `--folds K` each seed holds out another K-th of the rows, for sets of which 500 would be too many: K seeds score every row once.
@@ -30,7 +31,7 @@ from arms import HERE, PICTURES, SEARCH_SEEDS, STARTER, TEXT, append, digest, li
 from affinage.measure.interval import paired
 
 HELD = 500  # rows that score a candidate, if not told otherwise
-OURS = {"steps": int, "warmup": float}  # what a candidate may change beside the settings of `fit`
+OURS = {"steps": int, "warmup": float, "cut_dropout": float}  # what a candidate may change beside the settings of `fit`
 
 
 class Bench:
@@ -79,8 +80,7 @@ class Bench:
         stage = plans.make(arm, inputs.net, inputs.task.kind, len(self.y), wishes, patience=False).stages[-1]
         if "steps" in changes:
             stage = replace(stage, epochs=max(stage.epochs, math.ceil(changes["steps"] / math.ceil(len(self.y) / stage.batch))))
-        if "warmup" in changes:
-            stage = replace(stage, warmup=changes["warmup"])
+        stage = replace(stage, **{k: changes[k] for k in ("warmup", "cut_dropout") if k in changes})
         if arm == "two-stage":
             _put(linear, self.head, stage.hand_over)
         torch.manual_seed(self.seed + 1000)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from affinage.dropout import cheap_dropout, dropout
+from affinage.dropout import cheap_dropout, dropout, dropped_before, own_rate
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
@@ -91,3 +91,34 @@ def test_recomputed_blocks_drop_the_same(seed: int = 0) -> None:
             y.square().sum().backward()
         found.append([p.grad.clone() for p in block.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and len(found[0]) == 4
+
+
+class Block(nn.Module):
+    """Gives what it reads."""
+
+    def forward(self, mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_block_reads_its_first_tensor_through_dropout() -> None:
+    x = torch.ones(8, 4, 1000)
+    for block in (nn.Identity(), Block()):
+        run = (lambda b=block: b(x)) if isinstance(block, nn.Identity) else (lambda b=block: b(mask=None, x=x))
+        with dropped_before(block, 0.25):
+            found = run()
+            assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+            assert abs((found == 0).float().mean().item() - 0.25) < 0.01
+            block.eval()
+            assert torch.equal(run(), x), "only what learns"
+            block.train()
+        assert torch.equal(run(), x) and not block._forward_pre_hooks
+
+
+def test_no_block_nothing_to_drop() -> None:
+    with dropped_before(None, 0.5):
+        assert torch.equal(nn.Identity()(torch.ones(9)), torch.ones(9))
+
+
+def test_the_rate_of_a_block_is_that_of_what_it_gives() -> None:
+    assert own_rate(nn.Sequential(nn.Dropout(0.3), nn.Linear(2, 2), nn.Dropout(0.2), nn.LayerNorm(2))) == 0.2
+    assert own_rate(nn.Linear(2, 2)) == 0.0

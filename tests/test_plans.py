@@ -182,3 +182,14 @@ def test_many_rows_are_taken_in_larger_updates(kind: str, rows: int, batch: int)
     network = Net.of(model, inputs)
     assert make("full", network, kind, rows, Wishes(), patience=False).stages[-1].batch == batch
     assert make("full", network, kind, rows, Wishes(batch_size=7), patience=False).stages[-1].batch == 7
+
+
+def test_what_frozen_blocks_of_a_text_network_leave_drops_out_as_they_would(known: tuple[Net, str]) -> None:
+    network, kind = known
+    usual = 0.1 if kind == "text" else 0.0  # tiny.bert has the rate of BERT, a ResNet has none
+    for wish, expected in ((1, usual), ("blocks.-1:", usual), ("all", 0.0), ("everything", 0.0)):
+        stage = make("two-stage", network, kind, 500, Wishes(unfreeze=wish), patience=False).stages[-1]
+        assert stage.cut_dropout == expected, wish
+    stages = make("gradual", network, kind, 500, Wishes(), patience=False).stages[1:]
+    assert [s.cut_dropout for s in stages] == [usual] * (len(stages) - 1) + [0.0]
+    assert make("lora", network, kind, 500, Wishes(unfreeze=1), patience=False).stages[-1].cut_dropout == 0.0
