@@ -117,6 +117,22 @@ def test_frozen_to_the_bit(name: str, top: tuple[str, ...], tmp_path: Path) -> N
         assert any("running_mean" in n for n in learned) and any("running_mean" in n for n in before.keys() - learned)
 
 
+@pytest.mark.parametrize(("top", "there"), [(1, True), (0, False), (3, False)], ids=["top-1", "head", "all"])
+def test_only_what_frozen_blocks_leave_drops_out_at_the_cut(top: int, there: bool) -> None:
+    addresses = ("head", *(f"blocks.{-i}" for i in range(1, top + 1)))
+    rates_of = (*((address, 1e-3) for address in addresses), ("*", None))
+    depth = len(fitting("bert", STAGE).net.blocks)
+    assert depth == 3
+    found = []
+    for changes in ({}, {"cut_dropout": 0.5}, {"cut_dropout": 0.5, "dropout": False}, {"dropout": False}):
+        made = fitting("bert", replace(STAGE, rates=rates_of, **changes))
+        torch.manual_seed(1)
+        rates.train_mode(made.net, made.table, dropout=made.stage.dropout)
+        found.append(gradients(made, np.arange(24))[0])
+    assert (found[0] != found[1]) == there
+    assert found[2] == found[3], "a stage without dropout has none there either"
+
+
 # ------------------------------------------------------------------------------------------------------------- the loop
 @pytest.mark.parametrize("name", ["bert", "resnet"])
 def test_it_learns(name: str, tmp_path: Path) -> None:

@@ -379,6 +379,8 @@ def test_the_same_weights_bit_by_bit(kind: str, cache: Path, tmp_path: Path) -> 
     assert cuts[1]["address"] == ("blocks.1" if kind == "text" else "blocks.2") and not cuts[1]["reused"] and cuts[2]["reused"]
     assert cuts[1]["bytes"] == sum(one.bytes for one in Store(cache, 0).entries())
     assert runs[1].record["stages"][0]["cost"]["cpu_seconds"] > cuts[1]["cpu_seconds"] > 0
+    (stage,) = runs[1].record["plan"]["stages"]
+    assert stage["cut_dropout"] == (0.1 if kind == "text" else 0.0), "the same where what is below has run, and where it has not"
 
 
 def test_rows_of_any_length(cache: Path, tmp_path: Path) -> None:
