@@ -62,12 +62,12 @@ def dropped_before(block: nn.Module | None, p: float) -> Iterator[None]:
     """
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        if not module.training:
+        named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        floats = (key for key, value in named.items() if isinstance(value, torch.Tensor) and value.is_floating_point())
+        if not module.training or (first := next(floats, None)) is None:
             return None
-        if args:
-            return (functional.dropout(args[0], p), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, torch.Tensor))
-        return args, {**kwargs, name: functional.dropout(kwargs[name], p)}
+        named[first] = functional.dropout(named[first], p)
+        return tuple(named[i] for i in range(len(args))), {name: named[name] for name in kwargs}
 
     hook = block.register_forward_pre_hook(read, with_kwargs=True) if block is not None else None
     try:

@@ -93,17 +93,20 @@ def test_recomputed_blocks_drop_the_same(seed: int = 0) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and len(found[0]) == 4
 
 
+MASK = torch.ones(8, 4, dtype=torch.bool)
+
+
 class Block(nn.Module):
     """Gives what it reads."""
 
-    def forward(self, mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return x
 
 
 def test_a_block_reads_its_first_tensor_through_dropout() -> None:
     x = torch.ones(8, 4, 1000)
     for block in (nn.Identity(), Block()):
-        run = (lambda b=block: b(x)) if isinstance(block, nn.Identity) else (lambda b=block: b(mask=None, x=x))
+        run = (lambda b=block: b(x)) if isinstance(block, nn.Identity) else (lambda b=block: b(MASK, x=x))
         with dropped_before(block, 0.25):
             found = run()
             assert set(found.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
