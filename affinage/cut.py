@@ -344,6 +344,12 @@ def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
     return min((int(a.removeprefix("blocks.")) for a in learning if a != "head"), default=last)
 
 
+def entry(net: Net, table: Mapping[str, float | None]) -> int | None:
+    """The number of the block that a cut lies before, where blocks below it are frozen; else None. `table` as in `lowest`."""
+    k = lowest(net, table)
+    return k if k and k < len(net.blocks) else None
+
+
 def frozen_parameters(net: Net, k: int) -> list[str]:
     """Names of the parameters that are read before block k begins: they must not learn above a cut there."""
     below = {"stem", *(f"blocks.{i}" for i in range(k))}

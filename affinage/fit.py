@@ -16,7 +16,7 @@ from affinage import checkpoint, ranks, rates
 from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
-from affinage.cut import CAPTURED, Resumed
+from affinage.cut import CAPTURED, Resumed, entry
 from affinage.dropout import cheap_dropout, dropped_before
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
@@ -94,8 +94,8 @@ class Fitting:
         self.named = Named(net.model, {} if self.plain else self.trained, rows, self.forward)
         self.trained |= self.named.parts
         self.first = First.of(net, rows) if task.classifies and not self.plain else None
-        entry = rates.entry(net, self.table) if stage.dropout and stage.cut_dropout else None
-        self.entry = net.model.get_submodule(net.blocks[entry]) if entry else None
+        first = entry(net, self.table) if stage.dropout and stage.cut_dropout else None
+        self.entry = net.model.get_submodule(net.blocks[first]) if first else None
         self.forwards = {**self.named.forwards, **products(net.model, "fp32" if self.plain else precision, self.where)}
         self.mine = self.trained | {n: p for n, p in (self.shards.mine if self.shards else {}).items() if n in self.trained}
         groups = rates.groups(net, self.table)

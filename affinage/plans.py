@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from affinage import rates
+from affinage.cut import entry
 from affinage.dropout import own_rate
 from affinage.errors import AffinageError, choose
 from affinage.net import Net
@@ -145,8 +146,8 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
 def _dropping(net: Net, stage: Stage, kind: str) -> Stage:
     """The stage with dropout where its frozen blocks end, at the rate of the last of them; measured for texts, not for others
     (docs/results.md)."""
-    entry = rates.entry(net, rates.resolve(net, stage.rates)) if kind == "text" else None
-    return replace(stage, cut_dropout=own_rate(net.model.get_submodule(net.blocks[entry - 1])) if entry else 0.0)
+    first = entry(net, rates.resolve(net, stage.rates)) if kind == "text" else None
+    return replace(stage, cut_dropout=own_rate(net.model.get_submodule(net.blocks[first - 1])) if first else 0.0)
 
 
 def _one_layer(net: Net) -> bool:

@@ -144,13 +144,6 @@ def freeze(net: Net, table: dict[str, float | None]) -> None:
             parameter.grad = None
 
 
-def entry(net: Net, table: dict[str, float | None]) -> int | None:
-    """The number of the lowest block that learns, where there is one and whole blocks below it are frozen; else None."""
-    learning = {net.parameters[name] for name, rate in table.items() if rate is not None}
-    blocks = [i for i in range(len(net.blocks)) if f"blocks.{i}" in learning]
-    return blocks[0] if blocks and blocks[0] and "stem" not in learning else None
-
-
 def train_mode(net: Net, table: dict[str, float | None], dropout: bool = True) -> None:
     """Train mode where everything learns, eval mode elsewhere: frozen means batch-norm statistics and dropout too.
 
