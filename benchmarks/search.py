@@ -6,8 +6,8 @@
     python benchmarks/search.py --table
 
 A candidate is an arm (`full`, `two-stage`, `scratch`) and what it changes of the plan's defaults: settings of `fit`, `steps`,
-the least number of updates, for few rows, `warmup`, the share of them in which the rate rises, and `cut_dropout`, the dropout
-of what frozen blocks leave.
+the least number of updates, for few rows, `warmup`, the share of them in which the rate rises, `cut_dropout`, the dropout
+of what frozen blocks leave, and `pooling`, with which the network is made and its head solved.
 One line a cell (data set, labels a class, candidate, seed) in a JSON-lines file; cells that are there are not run again. Training
 is that of `fit` (the same stage, the same loop), the score is that of its last epoch on at most `--held` held-out rows. With
 `--folds K` each seed holds out another K-th of the rows, for sets of which 500 would be too many: K seeds score every row once.
@@ -37,7 +37,7 @@ OURS = {"steps": int, "warmup": float, "cut_dropout": float}  # what a candidate
 class Bench:
     """One data set at one size and seed: network, rows and the solved head, made once for all candidates."""
 
-    def __init__(self, name: str, rows: dict[str, Any], labels_per_class: int, seed: int, source: Path) -> None:
+    def __init__(self, rows: dict[str, Any], labels_per_class: int, seed: int, source: Path, pooling: str) -> None:
         import numpy as np
 
         from affinage.config import make
@@ -45,7 +45,7 @@ class Bench:
         from affinage.inputs import prepare
         from affinage.solve import solve
 
-        few = {"labels_per_class": labels_per_class or None, "seed": seed, "leaks": "drop", "quiet": True}
+        few = {"labels_per_class": labels_per_class or None, "seed": seed, "leaks": "drop", "pooling": pooling, "quiet": True}
         self.inputs = inputs = prepare(make({"model": source, "data": rows, **few}))
         data, task = inputs.data, inputs.task
         assert data.test is not None
@@ -68,6 +68,7 @@ class Bench:
         from affinage import plans
         from affinage.features import passed
         from affinage.fit import Fitting
+        from affinage.frozen import computed_once
 
         inputs = self.inputs
         linear = inputs.net.head_linear
@@ -76,7 +77,7 @@ class Bench:
         if arm == "frozen":
             _put(linear, self.head, 1.0)
             return self.scored(0.0, 0)
-        wishes = plans.Wishes(**{k: v for k, v in changes.items() if k not in OURS})
+        wishes = plans.Wishes(**{k: v for k, v in changes.items() if k not in (*OURS, "pooling")})
         stage = plans.make(arm, inputs.net, inputs.task.kind, len(self.y), wishes, patience=False).stages[-1]
         if "steps" in changes:
             stage = replace(stage, epochs=max(stage.epochs, math.ceil(changes["steps"] / math.ceil(len(self.y) / stage.batch))))
@@ -88,15 +89,21 @@ class Bench:
             for module in inputs.model.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
+        shown = inputs.rows["train"]
+        forward = None
+        if inputs.task.kind == "text":  # what is frozen once, as `fit` does; pictures are changed anew each time
+            frozen = computed_once(inputs.net, stage, {"train": shown}, precision=inputs.precision, budget=20, seed=self.seed)
+            shown, forward = frozen.rows["train"], frozen.forward
         fitting = Fitting(
             inputs.net,
             stage,
             inputs.task,
-            inputs.rows["train"],
+            shown,
             inputs.task.aims(self.y, inputs.rows["train"], inputs.processor, inputs.model),
             seed=self.seed,
             precision=inputs.precision,
             weights=None,
+            forward=forward,
         )
         clock = time.process_time()
         fitting.run(lambda: None, _Nowhere(), lambda: None, lambda *_: None)  # type: ignore[arg-type]
@@ -230,8 +237,12 @@ def main(words: Sequence[str] | None = None) -> int:
                         inputs = Split(test, [row["label"] for row in test], [str(i) for i in range(len(test))])
                         sets[name]["test"] = list(labels.holdout(inputs, told.held / len(test), 1)[1].inputs)
                 rows = folded(sets[name], told.folds, seed) if told.folds else sets[name]
-                bench = Bench(name, rows, size, seed, source)
+                left.sort(key=lambda words: str(wanted[words][1].get("pooling", "auto")))  # one network at a time
+                bench, made = None, ""
                 for words in left:
+                    pooling = str(wanted[words][1].get("pooling", "auto"))
+                    if bench is None or pooling != made:
+                        bench, made = Bench(rows, size, seed, source, pooling), pooling
                     found = bench.tried(*wanted[words])
                     cell = {"data": name, "labels": size, "candidate": words, "seed": seed}
                     cell |= {"folds": told.folds} if told.folds else {}
