@@ -13,8 +13,9 @@ their like the first one, and in `top-1-native` and its like through the checkpo
 Trainer's network. Same rows, same epochs, the sides in turn, each in a process of its own with an empty cache; a line a
 finished side, so that a killed run loses one at most. Counted: CPU seconds of tokenising and learning, after the model is
 loaded and before the test. With `--at-once` several sides run beside each other: that is for accuracies, and the table tells no
-times of such lines. Beside it the floor: the work of the arm's products, three times the forward pass where layers learn and
-what is frozen once, at the best bf16 or fp32 rate that this core reached in the same process.
+times of such lines. With `--held` a quarter of the training rows stands in for the test split, so that something can be chosen
+by it. Beside it the floor: the work of the arm's products, three times the forward pass where layers learn and what is frozen
+once, at the best bf16 or fp32 rate that this core reached in the same process.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def chosen(told: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     from affinage import labels
     from affinage.check import check, without_leaks
 
-    found = reading.read(splits(told.images or "sst2", told.data, tested=told.tested))
+    found = reading.read(splits(told.images or "sst2", told.data, search=told.held, tested=told.tested))
     found = without_leaks(found, check(found))
     train = labels.few(found.train, told.rows // len(set(found.train.targets)), told.seed)
     assert found.test is not None
@@ -190,7 +191,7 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
 def taken(told: argparse.Namespace, arm: str, seed: int, side: str) -> dict[str, Any]:
     """One side of one arm in a process of its own."""
     words = ["--side", side, "--arm", arm, "--seed", str(seed), "--rows", str(told.rows), "--threads", str(told.threads)]
-    words += ["--tested", str(told.tested), "--precision", told.precision]
+    words += ["--tested", str(told.tested), "--precision", told.precision, *(["--held"] if told.held else [])]
     words += ["--data", str(told.data), *(["--images", told.images, "--base", str(told.base)] if told.images else [])]
     return apart(__file__, words, told.threads)
 
@@ -262,6 +263,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=1, help="sides beside each other: for accuracies, not for times")
     parser.add_argument("--tested", type=int, default=MOST_TESTED, help="test sentences at most")
+    parser.add_argument("--held", action="store_true", help="test on a quarter of train, which then learns nothing")
     parser.add_argument("--precision", default="auto", help="of our side")
     parser.add_argument(
         "--arms", default=",".join(arm for arm in ARMS if not arm.endswith(tuple(HEADS))), help="with commas between them"
@@ -298,11 +300,13 @@ def main(words: Sequence[str] | None = None) -> int:
     device = where.get("gpu", "cpu")
     versions = {**facts.versions(), "accelerate": version("accelerate")}
 
+    data = (told.images or "sst2") + (", held out" if told.held else "")
+
     def one(cell: tuple[int, str, str]) -> None:
         seed, arm, side = cell
         commit = facts.commit()  # each process imports the checkout as it then is
         found = taken(told, arm, seed, side)
-        head = dict(zip(KEY, (told.images or "sst2", told.rows, device, arm, seed, told.threads, side), strict=True))
+        head = dict(zip(KEY, (data, told.rows, device, arm, seed, told.threads, side), strict=True))
         head |= model | {"epochs": ARMS[arm][1], "commit": commit, "tested": told.tested}
         more = {"versions": versions, "cpu": where["cpu"], "load_average": os.getloadavg()[0], "at_once": told.at_once}
         append(told.out, {**head, **found, **more})
@@ -313,8 +317,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for seed in range(told.first, told.first + told.seeds)
         for arm in told.arms.split(",")
         for side in told.sides.split(",")
-        if (told.images or "sst2", told.rows, device, arm, seed, told.threads, side) not in done
-        and not (side == "trainer" and arm in SAME)
+        if (data, told.rows, device, arm, seed, told.threads, side) not in done and not (side == "trainer" and arm in SAME)
     ]
     with ThreadPoolExecutor(told.at_once) as beside:
         list(beside.map(one, cells))
