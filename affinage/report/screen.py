@@ -46,77 +46,91 @@ def show(folder: Path) -> None:
 
 def summary(known: dict[str, Any]) -> list[tuple[str, Pairs]]:
     """(heading, (name, value) lines) of a `run.json`, the result first. About 25 lines for any model."""
-    model, data, plan = known.get("model", {}), known.get("data", {}), known.get("plan", {})
-    heading = f"{words.name_of(model.get('source'))} on {words.name_of(data.get('source'))}"
-    top: Pairs = [("status", str(known["status"]))] if known.get("status") not in (None, "finished") else []
+    heading = " on ".join(words.name_of(known.get(key, {}).get("source")) for key in ("model", "data"))
+    sections = [
+        (heading, _result(known)),
+        ("what learned", _learned(known)),
+        ("cost", _spent(known)),
+        ("data", _rows(known)),
+    ]
+    return [(name, pairs) for name, pairs in sections if pairs]
+
+
+def _result(known: dict[str, Any]) -> Pairs:
+    """How it ended: the scores, or why there are none."""
+    pairs: Pairs = [("status", str(known["status"]))] if known.get("status") not in (None, "finished") else []
     for split in ("test", "validation"):
-        scores = known.get(split) or {}
-        if name := metric(scores):
-            between, n = words.interval(scores, name), scores.get("n")
-            extra = (f"  (95 %: {between})" if between else "") + (f"  {n:,} rows" if n else "")
-            top.append((f"{split} {words.title(name)}", words.number(name, scores[name]) + extra))
-            others = [
-                f"{words.title(k)} {words.number(k, v)}"
-                for k, v in scores.items()
-                if k not in (name, "n") and isinstance(v, (int, float))
-            ]
-            if split == "test" and others:
-                top.append(("", ", ".join(others)))
+        pairs += _scores(split, known.get(split) or {})
     if known.get("error"):
-        top.append(("error", str(known["error"])))
+        pairs.append(("error", str(known["error"])))
     elif not any(metric(known.get(split) or {}) for split in ("test", "validation")):
         mend = ": the data had no test and no validation rows (--validation 0.2 holds some out)"
         why = mend if known.get("status") == "finished" else ""
-        top.append(("result", f"nothing was measured{why}"))
+        pairs.append(("result", f"nothing was measured{why}"))
     if known.get("kept"):
-        top.append(("kept", words.kept(known)))
+        pairs.append(("kept", words.kept(known)))
     if known.get("drift") is not None:
-        top.append(("drift", f"{known['drift']:.3g}"))
-    if apart := words.apart(model):
-        top.append(("loads with", apart))
-    learned: Pairs = [("plan", f"{plan.get('name', '')}: {words.stages(plan)}")] if plan else []
-    for part in words.anatomy(known):
-        learned.append((part.name, f"{words.count(part.parameters)} parameters, {part.how}"))
-    spent: Pairs = []
+        pairs.append(("drift", f"{known['drift']:.3g}"))
+    if apart := words.apart(known.get("model", {})):
+        pairs.append(("loads with", apart))
+    return pairs
+
+
+def _scores(split: str, scores: dict[str, Any]) -> Pairs:
+    """The score that counts, with its interval; of the test the others, too."""
+    name = metric(scores)
+    if not name:
+        return []
+    between, n = words.interval(scores, name), scores.get("n")
+    extra = (f"  (95 %: {between})" if between else "") + (f"  {n:,} rows" if n else "")
+    pairs: Pairs = [(f"{split} {words.title(name)}", words.number(name, scores[name]) + extra)]
+    others = [
+        f"{words.title(k)} {words.number(k, v)}"
+        for k, v in scores.items()
+        if k not in (name, "n") and isinstance(v, (int, float))
+    ]
+    if split == "test" and others:
+        pairs.append(("", ", ".join(others)))
+    return pairs
+
+
+def _learned(known: dict[str, Any]) -> Pairs:
+    plan = known.get("plan", {})
+    pairs: Pairs = [("plan", f"{plan.get('name', '')}: {words.stages(plan)}")] if plan else []
+    return pairs + [(part.name, f"{words.count(part.parameters)} parameters, {part.how}") for part in words.anatomy(known)]
+
+
+def _spent(known: dict[str, Any]) -> Pairs:
+    """Time of each stage and of the whole run, and what each computed once."""
+    pairs: Pairs = []
     for stage in known.get("stages") or []:
-        cost, scores = stage.get("cost", {}), stage.get("validation") or {}
-        reached = (
-            f", validation {words.title(metric(scores))} {words.number(metric(scores), scores[metric(scores)])}"
-            if metric(scores)
-            else ""
-        )
-        spent.append(
-            (
-                stage["stage"],
-                f"{words.duration(cost.get('seconds'))}, processor {words.duration(cost.get('cpu_seconds'))}{reached}",
-            )
-        )
+        scores = stage.get("validation") or {}
+        name = metric(scores)
+        reached = f", validation {words.title(name)} {words.number(name, scores[name])}" if name else ""
+        pairs.append((stage["stage"], _took(stage.get("cost", {})) + reached))
         if cut := words.cut((known.get("cuts") or {}).get(stage["stage"]) or {}):
-            spent.append(("", cut))
+            pairs.append(("", cut))
     if known.get("cost"):
-        spent.append(
-            (
-                "whole run",
-                f"{words.duration(known['cost'].get('seconds'))}, processor {words.duration(known['cost'].get('cpu_seconds'))}",
-            )
-        )
-    classes, rows = data.get("classes") or [], data.get("rows") or {}
-    table: Pairs = [("rows", ", ".join(f"{n:,} {split}" for split, n in rows.items()))] if rows else []
+        pairs.append(("whole run", _took(known["cost"])))
+    return pairs
+
+
+def _took(cost: dict[str, Any]) -> str:
+    return f"{words.duration(cost.get('seconds'))}, processor {words.duration(cost.get('cpu_seconds'))}"
+
+
+def _rows(known: dict[str, Any]) -> Pairs:
+    """The data: rows, classes, and the first of what was found wrong with them."""
+    data = known.get("data", {})
+    classes, rows, found = data.get("classes") or [], data.get("rows") or {}, data.get("findings") or []
+    pairs: Pairs = [("rows", ", ".join(f"{n:,} {split}" for split, n in rows.items()))] if rows else []
     if classes:
-        table.append(("classes", f"{len(classes)}: " + ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")))
-    found = data.get("findings") or []
+        pairs.append(("classes", f"{len(classes)}: " + ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")))
     dropped = "; these were left out of training" if (known.get("settings") or {}).get("leaks") == "drop" else ""
     for one in found[:5]:
         severity = str(one.get("severity", ""))
-        table.append((severity, str(one.get("message", "")) + (dropped if severity == "leak" else "")))
-    table += [("", f"and {len(found) - 5} more findings, in report.html")] if len(found) > 5 else []
-    sections = [
-        (heading, top),
-        ("what learned", learned),
-        ("cost", spent),
-        ("data", table),
-    ]
-    return [(name, pairs) for name, pairs in sections if pairs]
+        pairs.append((severity, str(one.get("message", "")) + (dropped if severity == "leak" else "")))
+    return pairs + ([("", f"and {len(found) - 5} more findings, in report.html")] if len(found) > 5 else [])
 
 
 def _plain(value: str) -> str:
