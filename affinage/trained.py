@@ -103,17 +103,9 @@ def known(folder: Path) -> dict[str, Any] | None:
     """The run.json in `folder`, or None where there is none.
 
     Raises:
-        AffinageError: it is not JSON, or not what `fit` writes.
+        AffinageError: it is not what `fit` writes.
     """
-    if not (folder / "run.json").exists():
-        return None
-    record = facts(folder)
-    missing = [name for name in ("status", "task", "settings", "data") if name not in record]
-    if missing:
-        raise AffinageError(
-            f"{folder / 'run.json'} is not the record of a run (no {', '.join(missing)}): restore it, or choose another folder"
-        )
-    return record
+    return facts(folder) if (folder / "run.json").exists() else None
 
 
 def load(path: str | Path, **decoding: Any) -> Run:

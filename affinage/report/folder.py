@@ -57,7 +57,7 @@ def facts(folder: Path) -> dict[str, Any]:
     """The run's `run.json`.
 
     Raises:
-        AffinageError: there is none, or it is not a JSON object.
+        AffinageError: there is none, or it is not what `fit` writes.
     """
     path = Path(folder) / "run.json"
     if not path.is_file():
@@ -70,6 +70,8 @@ def facts(folder: Path) -> dict[str, Any]:
         raise AffinageError(
             f"{path} holds a {type(found).__name__}, expected an object: restore the file, or fit again into another folder"
         )
+    if missing := [name for name in ("status", "task", "settings", "data") if name not in found]:
+        raise AffinageError(f"{path} is not the record of a run (no {', '.join(missing)}): restore it, or choose another folder")
     return found
 
 

@@ -65,5 +65,5 @@ def test_names_are_only_text(made_run: Any, name: str) -> None:
 
 
 def test_a_run_without_anything(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"status": "running", "task": "text-classification", "settings": {}, "data": {}}')
     assert "Nothing has been measured" in loaded(tmp_path).text

@@ -44,7 +44,7 @@ def made(folder: Path, classes: tuple[str, ...] = ("disc", "square")) -> Path:
     folder.mkdir()
     pq.write_table(pa.table({"split": ["test"] * 3, "id": split.ids, **part}, schema=schema), folder / "predictions.parquet")
     facts = {"task": "object-detection", "status": "finished", "test": measure.scores(answers, targets),
-             "data": {"source": "things", "classes": list(classes)}, "model": {"source": "tiny"}, "plan": {"name": "full", "stages": []}}  # fmt: skip
+             "data": {"source": "things", "classes": list(classes)}, "model": {"source": "tiny"}, "plan": {"name": "full", "stages": []}, "settings": {}}  # fmt: skip
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf8")
     return folder
 

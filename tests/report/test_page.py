@@ -126,7 +126,7 @@ def test_a_run_that_has_just_begun(made_run: Any) -> None:
     folder = made_run(["a", "b"])
     (folder / "predictions.parquet").unlink()
     (folder / "records.jsonl").write_text('{"stage": "body", "st')  # killed while writing
-    (folder / "run.json").write_text(json.dumps({"affinage": "0.1.0", "status": "running", "task": "text-classification"}))
+    (folder / "run.json").write_text(json.dumps({"status": "running", "task": "text-classification", "settings": {}, "data": {}}))
     found = parsed(folder)
     assert "not finished" in found.text and "Nothing has been measured" in found.text
 
@@ -144,6 +144,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         page.write(tmp_path)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(AffinageError, match=r"is not JSON .* restore"):
+        page.write(tmp_path)
+    (tmp_path / "run.json").write_text('{"model": "m", "data": "d"}')  # the settings of one, in a file of the same name
+    with pytest.raises(AffinageError, match=r"is not the record of a run \(no status, task, settings\)"):
         page.write(tmp_path)
 
 
@@ -172,7 +175,8 @@ def test_long_texts_are_kept_by_their_beginning(tmp_path: Path) -> None:
         {"split": split, "id": str(i), "text": said, "label": "a", "prediction": "b", "confidence": 0.9}
         for i, (split, said) in enumerate(kept)
     ]
-    found = read(write_run(tmp_path, {"data": {"classes": ["a", "b"]}}, [], rows)).predictions
+    facts = {"status": "finished", "task": "text-classification", "settings": {}, "data": {"classes": ["a", "b"]}}
+    found = read(write_run(tmp_path, facts, [], rows)).predictions
     assert found is not None and found.split == "test"
     assert [row["text"] for row in found.rows] == ["x" * TEXT, None, "short"]
     assert TEXT > page.MOST_TEXT

@@ -44,7 +44,7 @@ def test_a_label_cannot_move_the_cursor(made_run: Any, capsys: pytest.CaptureFix
 
 
 def test_nothing_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run.json").write_text('{"status": "running"}')
+    (tmp_path / "run.json").write_text('{"status": "running", "task": "text-classification", "settings": {}, "data": {}}')
     screen.show(tmp_path)
     assert "status: running" in capsys.readouterr().out
 
