@@ -57,4 +57,4 @@ def _usage(error: Any) -> str:
     if option is not None and context is not None and text.lower().startswith("no such option"):
         known = [name for parameter in context.command.params for name in parameter.opts]
         text = f"no such option '{option}'{nearest(option, [*known, '--debug', '--help'])}"
-    return f"{text} (see: {where} --help)"
+    return f"{text or 'a command is missing'} (see: {where} --help)"

@@ -232,6 +232,8 @@ def test_debug_anywhere_shows_the_traceback(told: dict[str, Any], capsys: pytest
         (["fit", "--model"], "requires an argument"),
         (["evaluate", "--run", "r"], "--data"),
         (["predict", "--run", "r"], "INPUT"),
+        ([], "a command is missing (see: affinage --help)"),
+        (["cache"], "a command is missing (see: affinage cache --help)"),
         (["fit"], "no model given"),
         (["fit", "--model", "m"], "no data given"),
         (["fit", "--resume"], "no out given"),
