@@ -86,6 +86,11 @@ def test_labels() -> None:
     assert ("empty-split", "error") in [(f.kind, f.severity) for f in empty]
 
 
+def test_a_split_of_which_nothing_can_be_read_says_why() -> None:
+    first = check(Data("text", "s", texts("train", ("", "a"), (" ", "b"))))[0]
+    assert first.kind == "empty-split" and first.message.startswith("train of s has no readable row; the first, train:0: ")
+
+
 @pytest.mark.parametrize(
     ("one", "two", "same"),
     [

@@ -42,7 +42,9 @@ def check(data: Data) -> list[Finding]:
         found.append(Finding("one-split", "warning", message))
     for name, _ in data.splits():
         if not seen[name].exact.any():
-            found.append(Finding("empty-split", "error", f"{name} has no readable row", ((name, "", "", ""),)))
+            first = next((f"; the first, {row[1]}: {why}" for row, why in skipped if row[0] == name), "")
+            message = f"{name} of {data.source} has no readable row{first}; mend it or give others (affinage check names all)"
+            found.append(Finding("empty-split", "error", message, ((name, "", "", ""),)))
     found += across(data, seen)
     found += within(data, seen)
     if data.labels == "class":
