@@ -134,7 +134,7 @@ def everywhere(found: Entry | None, path: Path) -> Entry | None:
     """The entry that rank 0 has written or found, on all ranks; None on all where one of them cannot see it."""
     seen = None
     if ranks.shared(found is not None):
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, EOFError):
             seen = found or store.opened(path)
     return seen if all(ranks.gathered(seen is not None)) else None
 

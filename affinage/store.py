@@ -260,11 +260,13 @@ class Store:
             return None, ""
         try:
             told = json.loads((path / "entry.json").read_text(encoding="utf8"))
-            entry = opened(path)
-            for name, expected in told["sha256"].items():
+            for name, expected in told["sha256"].items():  # before it is read: numpy may raise anything at a broken header
                 if digest(path / name) != expected:
                     raise ValueError(f"{name} is not the file that was written")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            entry = opened(path)
+        except PermissionError:  # another user's, in a folder of both: left as it is
+            return None, ""
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not os.path.isdir(path):  # made room for another's meanwhile
                 return None, ""
             self._drop(path)
@@ -286,7 +288,8 @@ class Store:
         free = shutil.disk_usage(self.folder).free * (1 - KEPT_FREE)
         if size > free:
             raise OSError(errno.ENOSPC, f"it needs {size / 2**20:,.0f} MB, {free / 2**20:,.0f} MB are free")
-        part = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}writing-", dir=self.folder))
+        part = self.folder / f"{UNFINISHED}writing-{os.getpid()}-{time.monotonic_ns()}"
+        part.mkdir()  # not mkdtemp, which shuts out the others of a folder that is shared
         return Writer(columns, lengths, part, self.folder / key)
 
     def entries(self) -> list[Listed]:
@@ -342,10 +345,13 @@ class Store:
 
 
 def folder() -> Path:
-    """Where the store is: AFFINAGE_CACHE, or affinage/ in XDG_CACHE_HOME or in ~/.cache."""
+    """Where the store is: AFFINAGE_CACHE, or affinage/ in XDG_CACHE_HOME or in ~/.cache; where there is no home, a temporary one."""
     if own := os.environ.get("AFFINAGE_CACHE"):
         return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affinage"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "affinage"
+    except RuntimeError:  # a user without a home, as in a container
+        return Path(tempfile.gettempdir()) / f"affinage-{os.getuid()}"
 
 
 def key(facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert store.folder() == Path.home() / ".cache" / "affinage"
 
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert store.folder().parent == Path(tempfile.gettempdir())
+
 
 # ------------------------------------------------------------------------------------------------------------------ damage
 def flip(path: Path) -> None:
@@ -137,6 +144,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit in the rows": lambda entry: flip(entry / "rows.npy"),
     "values cut short": lambda entry: os.truncate(entry / "1.bin", 7),
     "rows cut short": lambda entry: os.truncate(entry / "rows.npy", 40),
+    "rows emptied": lambda entry: os.truncate(entry / "rows.npy", 0),
     "no values": lambda entry: (entry / "2.bin").unlink(),
     "no manifest": lambda entry: (entry / "entry.json").unlink(),
     "half a manifest": lambda entry: os.truncate(entry / "entry.json", 30),
