@@ -30,6 +30,7 @@ def about(net: Net, k: int, precision: str, columns: Sequence[Column], weights_s
         "config": {n: v for n, v in config.to_dict().items() if n not in ASIDE and not n.startswith("affinage")},
         "attention": getattr(config, "_attn_implementation", None),
         "weights": weights_sum,
+        "modules": _modules(net, k),
         "rows": _content(rows),
         "view": 0,  # the rows as they are; augmented views would be counted from 1
         "cut": cuts.begins(net, k),
@@ -50,6 +51,19 @@ def weights(net: Net, k: int) -> str:
     for name, tensor in (*read, *buffers):
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _modules(net: Net, k: int) -> str:
+    """SHA-256 of what the modules below block k say of themselves: a loaded network may have another activation, epsilon or hook
+    than its configuration tells."""
+    total = hashlib.sha256()
+    below = {"stem", *(f"blocks.{i}" for i in range(k))}
+    for name, module in net.model.named_modules():
+        if net.places.get(name) in below:
+            hooked = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            hooks = [getattr(hook, "__qualname__", type(hook).__qualname__) for hook in hooked]
+            total.update(f"{name}\0{type(module).__qualname__}\0{module.extra_repr()}\0{hooks}\0".encode())
     return total.hexdigest()
 
 

@@ -95,12 +95,19 @@ def test_it_is_found_again(cache: Path) -> None:
                 net.model.get_parameter("bert.encoder.layer.1.output.dense.bias")[0] += 1e-6
         elif change == "config":
             net.model.config.layer_norm_eps = 1e-6  # type: ignore[union-attr, assignment]
+        elif change == "activation":  # of a loaded network, which its configuration need not tell
+            net.model.get_submodule("bert.encoder.layer.0.intermediate").intermediate_act_fn = torch.nn.ReLU()
+            net = Net.of(net.model, sentences().batch(np.arange(1)))
+        elif change == "epsilon":
+            net.model.get_submodule("bert.embeddings.LayerNorm").eps = 0.5  # type: ignore[assignment]
+        elif change == "hook":
+            net.model.get_submodule("bert.encoder.layer.0").register_forward_hook(lambda module, args, output: None)
         elif change == "rows":
             rows["validation"] = sentences(2, 5)
         stage = replace(STAGE, rates=(("blocks.1", 1e-3), *TOP)) if change == "cut" else STAGE
         return once(net, stage, rows, precision="bf16" if change == "precision" else "fp32").facts
 
-    for change in ("weights", "config", "rows", "cut", "precision"):
+    for change in ("weights", "config", "activation", "epsilon", "hook", "rows", "cut", "precision"):
         assert not other(change)["reused"], change
 
 
