@@ -142,7 +142,8 @@ def _model(settings: config.Settings, task: Task, names: Sequence[str]) -> tuple
             raise AffinageError(
                 "--plan scratch takes a model's name or folder, not a loaded model: its weights would be thrown away"
             )
-        model, processor = copy.deepcopy(model), copy.copy(processor)  # what was given stays as it is
+        # What was given stays as it is. What learns is fp32, as `load` reads it: transformers 5 leaves stored fp16 and bf16 so.
+        model, processor = copy.deepcopy(model).float(), copy.copy(processor)
         return task.adopt(model, processor, names), processor
     if isinstance(settings.model, torch.nn.Module):
         raise AffinageError("a loaded model comes with its processor: give model=(model, processor)")
@@ -220,6 +221,8 @@ def _suits(settings: config.Settings, task: Task) -> None:
             raise AffinageError(f"--{name.replace('_', '-')} is for speech recognition, not for {task.name}")
     if settings.max_length is not None and task.kind != "text":
         raise AffinageError(f"--max-length counts tokens of text, and {task.name} has none: leave it out")
+    if settings.augment not in ("auto", "none") and task.kind == "text":
+        raise AffinageError(f"--augment {settings.augment} is for pictures and recordings, not for {task.name}: leave it out")
     if settings.views and not (task.classifies and task.kind == "image"):
         raise AffinageError(f"--views is for image classification, not for {task.name}")
     if settings.mix and not (task.classifies and task.kind == "image"):

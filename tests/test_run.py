@@ -383,6 +383,15 @@ def test_a_loaded_model(bert: Path, texts: Path, text_run: affinage.Run, tmp_pat
     assert made.record["model"]["source"] == "BertForSequenceClassification"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_loaded_model_of_half_precision(dtype: torch.dtype, bert: Path, texts: Path, tmp_path: Path) -> None:
+    """As transformers 5 loads a checkpoint that was stored so; what learns is fp32, and what was given stays as it is."""
+    model, processor = loaded(bert)
+    made = affinage.fit((model.to(dtype), processor), texts, out=tmp_path / "run", **QUICK)
+    assert model.dtype == dtype
+    assert T.AutoModelForSequenceClassification.from_pretrained(made.path).dtype == torch.float32
+
+
 def test_a_loaded_model_is_refused(bert: Path, texts: Path, tmp_path: Path) -> None:
     model, processor = loaded(bert)
     out = tmp_path / "run"
@@ -489,6 +498,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no head to solve": ({"model": two_headed, "data": "{pictures}"}, "no linear layer that gives the logits: use --plan full"),
     "out is a file": ({"out": "{file}"}, "is a file"),
     "out is not ours": ({"out": "{full}", "overwrite": True}, "is not empty and holds no run"),
+    "augmented text": ({"augment": "light"}, "--augment light is for pictures and recordings, not for text-classification"),
     "mixing text": ({"mix": 0.5}, "--mix mixes pictures and their classes, and text-classification has none"),
     "mixing views": ({"model": "{resnet}", "data": "{pictures}", "mix": 0.5, "views": 2}, "give one of the two"),
     "an unknown starter": ({"model": "starter-of-nothing"}, "no starter 'starter-of-nothing'"),
