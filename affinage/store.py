@@ -345,7 +345,7 @@ class Store:
 
 
 def folder() -> Path:
-    """Where the store is: AFFINAGE_CACHE, or affinage/ in XDG_CACHE_HOME or in ~/.cache; where there is no home, a temporary one."""
+    """Where the store is: AFFINAGE_CACHE, or affinage/ in XDG_CACHE_HOME or in ~/.cache; without a home, a temporary folder."""
     if own := os.environ.get("AFFINAGE_CACHE"):
         return Path(own).expanduser()
     try:
