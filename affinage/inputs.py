@@ -241,6 +241,11 @@ def _pool(model: Any, settings: config.Settings) -> str:
                 "use --pooling native, or a BERT- or RoBERTa-shaped model"
             )
         return "native"
+    if isinstance(settings.model, tuple) and (names := pooling.strange(model)):
+        raise AffinageError(
+            f"the loaded {type(model).__name__} has {len(names)} weights that its configuration does not make ({names[0]}): "
+            "a run of it could not be opened again; give one whose layers were not changed"
+        )
     if wish == "auto":
         heads = getattr(model.config, "architectures", None) or []
         source = model.config.name_or_path if isinstance(settings.model, tuple) else starters.place(settings.model)

@@ -76,6 +76,13 @@ def can_mean(model: Any) -> bool:
     return _parts(model) is not None
 
 
+def strange(model: Any) -> list[str]:
+    """The weights of a loaded model that its class does not make from its configuration: what is saved could not be opened."""
+    with torch.device("meta"):
+        plain = type(model)(copy.deepcopy(model.config))
+    return sorted(model.state_dict().keys() - plain.state_dict().keys())
+
+
 def declared(source: Any, revision: str | None = None) -> str | None:
     """The pooling that a checkpoint declares: "mean", "first", or None.
 

@@ -402,6 +402,11 @@ def test_a_loaded_model_is_refused(bert: Path, texts: Path, tmp_path: Path) -> N
     other = T.AutoModelForSequenceClassification.from_pretrained(bert, num_labels=5)
     with pytest.raises(AffinageError, match="has 5 outputs and the data 3 classes: load it with num_labels=3"):
         affinage.fit((other, processor), texts, out=out)
+    torch.nn.utils.parametrizations.weight_norm(model.bert.encoder.layer[0].output.dense)
+    with pytest.raises(
+        AffinageError, match=r"2 weights that its configuration does not make \(bert.encoder.layer.0.output.dense"
+    ):
+        affinage.fit((model, processor), texts, out=out)
     assert not out.exists()
 
 
