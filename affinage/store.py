@@ -313,25 +313,23 @@ class Store:
         total = sum(one.bytes for one in entries)
         while entries and total + size > self.budget:
             last = entries.pop()
-            self._drop(last.path)
-            total -= last.bytes
+            total -= last.bytes if self._drop(last.path) else 0
 
     def clear(self) -> int:
-        """Drop everything; the bytes that it took. Runs that are reading go on: their maps outlive the names."""
-        entries = self.entries()
-        for one in entries:
-            self._drop(one.path)
+        """Drop everything that may be; the bytes that it took. Runs that are reading go on: their maps outlive the names."""
+        freed = sum(one.bytes for one in self.entries() if self._drop(one.path))
         self._sweep()
-        return sum(one.bytes for one in entries)
+        return freed
 
-    def _drop(self, path: Path) -> None:
-        """Out of sight first, so that nobody ever sees half an entry."""
+    def _drop(self, path: Path) -> bool:
+        """Out of sight first, so that nobody ever sees half an entry. Whether it is gone: another user's may stay."""
         away = path.with_name(f"{UNFINISHED}dropped-{os.getpid()}-{path.name[:16]}-{time.monotonic_ns()}")
         try:
             path.rename(away)
-        except OSError:  # another process was first
-            return
+        except OSError:  # another process was first, or it is another user's
+            return not path.exists()
         shutil.rmtree(away, ignore_errors=True)
+        return True
 
     def _sweep(self) -> None:
         """What killed processes left."""

@@ -203,6 +203,29 @@ def test_a_reader_goes_on_when_its_entry_is_dropped(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- room
+def test_another_users_entry_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of several: what may not be read is neither damaged nor dropped, and what may not be dropped frees nothing."""
+    place = Store(tmp_path, 10**6)
+    written(place)
+    assert (tmp_path / KEY).stat().st_mode & 0o777 == 0o777 & ~umask()
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "digest", refused)
+        assert place.find(KEY) == (None, "")
+        patch.setattr(Path, "rename", refused)
+        assert place.clear() == 0
+    assert place.find(KEY)[0] is not None and place.clear() > 0 and inside(tmp_path) == []
+
+
+def umask() -> int:
+    now = os.umask(0o022)
+    os.umask(now)
+    return now
+
+
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     size = sum(c.size(LENGTHS) for c in COLUMNS)
     place = Store(tmp_path, 3 * size + size // 2)
