@@ -128,7 +128,10 @@ def _fingerprint(data: Data) -> str:
                     ) from None
             else:
                 content = thing if isinstance(thing, bytes) else np.asarray(thing).tobytes()
-            total.update(f"{name}\0{row}\0{target}\0{len(content)}\0".encode())
+            try:
+                total.update(f"{name}\0{row}\0{target}\0{len(content)}\0".encode())
+            except UnicodeEncodeError:
+                raise AffinageError(f"the name of {row!a} in {name} is not UTF-8: rename the file or its folder") from None
             total.update(content)
     return total.hexdigest()
 

@@ -111,6 +111,9 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     """The stages of the plan in order, then the ending."""
     settings = inputs.settings
     resumed = _last(out) if state else None
+    # Reading may have taken minutes, in which another run may have begun here.
+    if ranks.shared(ranks.first() and state is None and not settings.overwrite and known(out) is not None):
+        raise AffinageError(f"another run began in {out} meanwhile: choose another --out")
     if ranks.first() and state is None and out.exists():
         remove(out)
     header = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,4 +155,5 @@ def remove(out: Path) -> None:
         if Path(name).name == name:  # a record that was tampered with reaches no other folder
             (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
-        out.rmdir()
+        with suppress(OSError):  # the folder one stands in, a link to one, a mount: the next run goes there as it is
+            out.rmdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -468,6 +469,16 @@ def half_a_character(folder: Path) -> Path:
     return path
 
 
+def latin(folder: Path) -> Path:
+    """Texts in folders of their classes, one with a file name as old archives leave them."""
+    for label in ("fish", "fruit"):
+        (folder / label).mkdir(parents=True)
+        for i in range(4):
+            (folder / label / f"{i}.txt").write_text(f"{label} number {i}")
+    os.rename(folder / "fish" / "0.txt", os.fsencode(folder) + b"/fish/caf\xe9.txt")
+    return folder
+
+
 def two_headed(folder: Path) -> Path:
     """Its logits are the mean of two layers': no linear layer gives them."""
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=16)
@@ -503,6 +514,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no head to solve": ({"model": two_headed, "data": "{pictures}"}, "no linear layer that gives the logits: use --plan full"),
     "out is a file": ({"out": "{file}"}, "is a file"),
     "out is not ours": ({"out": "{full}", "overwrite": True}, "is not empty and holds no run"),
+    "a name of another code": ({"data": latin}, r"name of .*caf.* in train is not UTF-8: rename"),
     "augmented text": ({"augment": "light"}, "--augment light is for pictures and recordings, not for text-classification"),
     "mixing text": ({"mix": 0.5}, "--mix mixes pictures and their classes, and text-classification has none"),
     "mixing views": ({"model": "{resnet}", "data": "{pictures}", "mix": 0.5, "views": 2}, "give one of the two"),
@@ -571,6 +583,40 @@ def test_a_finished_run_is_left_alone(bert: Path, texts: Path, tmp_path: Path) -
     replaced = affinage.fit(bert, texts, overwrite=True, **settings)
     assert replaced.record["created"] >= made.record["created"] and (out / "mine.txt").read_text() == "mine"
     assert set(replaced.record["files"]) > {"config.json", "model.safetensors", "predictions.parquet"}
+
+
+@pytest.mark.parametrize("holds", ["nothing", "a run"])
+def test_into_the_folder_one_stands_in(
+    holds: str, bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which cannot be removed: the run goes into it all the same, and the one that it replaces is not lost for nothing."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to("run")
+    monkeypatch.chdir(tmp_path / "run")
+    for out in (Path("."), tmp_path / "link"):
+        if holds == "nothing":
+            for path in Path().iterdir():
+                path.unlink()
+        made = affinage.fit(bert, texts, plan="frozen", out=out, overwrite=holds == "a run", **QUICK)
+        assert made.record["status"] == "finished" and (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_run_that_began_meanwhile_is_left_alone(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look into the folder and the first stage another run may have come to its end there."""
+    settings: dict[str, Any] = {"plan": "frozen", "out": tmp_path / "run", **QUICK}
+    prepare = run.prepare
+
+    def slowly(wishes: Any) -> Any:
+        monkeypatch.setattr(run, "prepare", prepare)
+        affinage.fit(bert, texts, seed=1, **settings)
+        return prepare(wishes)
+
+    monkeypatch.setattr(run, "prepare", slowly)
+    with pytest.raises(AffinageError, match=r"another run began in .* meanwhile: choose another --out"):
+        affinage.fit(bert, texts, seed=0, **settings)
+    assert affinage.load(tmp_path / "run").record["seed"] == 1
 
 
 def test_no_copy_of_a_training_row_is_held_out(bert: Path, tmp_path: Path) -> None:
