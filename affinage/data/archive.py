@@ -215,6 +215,7 @@ def samples(path: Path) -> Iterator[tuple[str, Sample]]:
             raise AffinageError(f"{path.name} is compressed ({how}), so that no sample can be read without all before it: "
                                 "unpack it to a plain .tar; pictures are compressed already")  # fmt: skip
     last, sample = "", Sample()
+    seen: set[str] = set()
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
@@ -228,9 +229,14 @@ def samples(path: Path) -> Iterator[tuple[str, Sample]]:
                                         "refused; write its content as .json, .txt or .cls")  # fmt: skip
                 if member.issparse():
                     raise AffinageError(f"{path.name} holds {member.name} as a sparse file: write the tar without --sparse")
-                if key != last and sample:
-                    yield last, sample
+                if key != last:
+                    if sample:
+                        yield last, sample
+                        seen.add(last)
                     sample = Sample()
+                if key in seen:
+                    raise AffinageError(f"{path.name} holds {key} in two places: the files of a sample follow each other, and "
+                                        "each sample has a name of its own")  # fmt: skip
                 if part in sample:
                     raise AffinageError(f"{path.name} holds {member.name} twice: expected a name of its own for each sample")
                 last, sample[part] = key, Member(member.offset_data, member.size)

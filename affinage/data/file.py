@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,13 +154,17 @@ def _delimited(path: Path, columns: Columns, kind: str | None) -> Found:
     if not header.strip():
         raise AffinageError(f"{path.name} is empty: expected a header such as label,text")
     delimiter = max(DELIMITERS, key=header.count)
-    try:
+    if delimiter != "\t":
         return _rows(path, delimiter, csv.QUOTE_MINIMAL, columns, kind)
+    # Tab-separated files are often written without quoting, so that a quotation mark is only itself.
+    try:
+        quoted = _rows(path, delimiter, csv.QUOTE_MINIMAL, columns, kind)
     except _Form:
-        # Tab-separated files are often written without quoting, so that a quotation mark is only itself.
-        if delimiter != "\t":
-            raise
         return _rows(path, delimiter, csv.QUOTE_NONE, columns, kind)
+    if any("\t" in cell and "\n" in cell for cell in (*quoted.inputs, *quoted.labels)):  # a quotation that ends in a later row?
+        with suppress(_Form):
+            return _rows(path, delimiter, csv.QUOTE_NONE, columns, kind)
+    return quoted
 
 
 class _Form(AffinageError):

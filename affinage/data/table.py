@@ -181,7 +181,7 @@ def build(
         _refuse("label", [i for i, target in zip(ids, targets, strict=True) if target is None], len(ids), where)
     if kind == "text":
         _refuse("text", [i for i, cell in zip(ids, inputs, strict=True) if missing(cell)], len(ids), where)
-        cells = [(str(cell), None if str(cell).strip() else "empty text") for cell in inputs]
+        cells = [_text(cell, where) for cell in inputs]
     else:
         read = _sound if kind == "audio" else _image
         cells = [read(cell, base, row, where) for cell, row in zip(inputs, ids, strict=True)]
@@ -221,6 +221,23 @@ def _with_boxes(
 def missing(cell: Any) -> bool:
     """None, NaN or pandas' NA; the empty string is content."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell)) or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _text(cell: Any, where: str) -> tuple[str, str | None]:
+    """(text, why it cannot be used). Bytes are UTF-8: so Spark and Hive write strings into Parquet.
+
+    Raises:
+        AffinageError: a list or an object, which is no text.
+    """
+    if isinstance(cell, bytes):
+        try:
+            cell = cell.decode()
+        except UnicodeDecodeError:
+            return "", "text that is not UTF-8"
+    elif isinstance(cell, list | tuple | dict | np.ndarray):
+        raise AffinageError(f"{where} holds a {type(cell).__name__} where a text is expected: name the column with --text-column")
+    text = str(cell)
+    return text, None if text.strip() else "empty text"
 
 
 def label_name(value: Any, classes: tuple[str, ...] | None, where: str) -> str | None:

@@ -141,6 +141,7 @@ WRONG = {
         "a.tar/0 holds only mp4, cls; expected .* 0.jpg or 0.txt",
     ),
     "twice": (lambda t: tar(t / "a.tar", {"0.jpg": PNG, "0.JPG": PNG}), "holds 0.JPG twice"),
+    "again": (lambda t: tar(t / "a.tar", pair(0) | pair(1) | {"./000000.jpg": PNG, "./000000.cls": "a"}), "000000 in two places"),
     "both kinds": (lambda t: tar(t / "a.tar", pair(0) | {"1.txt": "x", "1.cls": "a"}), "mixes pictures and texts, first at 1"),
     "a caption": (lambda t: tar(t / "a.tar", {"0.jpg": PNG, "0.txt": "word " * 200}), "label of 999 characters.*--label-column"),
     "no JSON": (lambda t: tar(t / "a.tar", {"0.jpg": PNG, "0.json": "{"}), "a.tar/0.json is not JSON"),

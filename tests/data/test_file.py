@@ -44,6 +44,12 @@ def test_ids_are_the_lines_on_which_rows_begin(tmp_path: Path) -> None:
 
 
 def test_a_lone_quotation_mark_in_a_tab_separated_file_swallows_nothing(tmp_path: Path) -> None:
+    melted = read(written(tmp_path / "b.tsv", 'label\ttext\nneg\t"sad at first.\npos\tgood in the end."\npos\tfine\n'))
+    assert melted.train.inputs == ['"sad at first.', 'good in the end."', "fine"] and melted.train.targets == [
+        "neg",
+        "pos",
+        "pos",
+    ]
     data = read(written(tmp_path / "a.tsv", 'label\ttext\npos\t"good\nneg\tbad\npos\t"fine" it is\n'))
     assert list(data.train.inputs) == ['"good', "bad", '"fine" it is']
 
@@ -140,6 +146,20 @@ def test_paths_for_validation_and_test_replace_the_splits(tmp_path: Path) -> Non
     assert (list(data.validation.inputs), list(data.test.inputs)) == (["train"], ["other"])  # type: ignore[union-attr]
     with pytest.raises(AffinageError, match="no such file or folder"):
         read(tmp_path, test=tmp_path / "none.csv")
+
+
+def test_text_as_bytes(tmp_path: Path) -> None:
+    """As Spark and Hive write strings into Parquet; what is no UTF-8 is left out, what is no text refused."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    texts = [b"good", "schön".encode(), b"\xff"]
+    parquet.write_table(pa.table({"text": pa.array(texts, pa.binary()), "label": ["a", "b", "a"]}), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert found.train.inputs == ["good", "schön"]
+    assert [why for _, why in found.unreadable] == ["text that is not UTF-8"]
+    with pytest.raises(AffinageError, match="holds a list where a text is expected: name the column with --text-column"):
+        read([{"text": ["good"], "label": "a"}, {"text": ["bad"], "label": "b"}])
 
 
 def test_parquet_as_the_hub_writes_it(tmp_path: Path) -> None:
