@@ -29,10 +29,13 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arms import HERE, MOST_TESTED, STARTER, apart, append, digest, examples, lines, splits, text_model, version
 from frozen_text import Clock, flop, peak
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # arm -> (blocks that learn beside the head, or all; epochs of either side)
 ARMS: dict[str, tuple[int | str, int]] = {
@@ -101,18 +104,43 @@ def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AFFINAGE_CACHE"] = str(Path(folder) / "cache")
         run = affinage.fit(**settings(told), out=Path(folder) / "run")
-        record = run.record
+        record, right = run.record, right_of(Path(folder) / "run")
     stages = [stage["cost"] for stage in record["stages"]]
     parts = {"encoding": record["cost_parts"]["encoding"]} | {stage["stage"]: stage["cost"] for stage in record["stages"]}
     return {
         **{k: sum(cost[k] for cost in (*stages, record["cost_parts"]["encoding"])) for k in ("seconds", "cpu_seconds")},
         "accuracy": record["test"]["accuracy"],
+        "n_test": len(right),
+        "hits": packed(right),
         "parts": parts,
         "cuts": record["cuts"],
         "precision": record["hardware"]["precision"],
         "fingerprint": record["data"]["fingerprint"],
         **floor(told),
     }
+
+
+def right_of(folder: Path) -> np.ndarray:
+    """Which test rows of a run were told right, in their order."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "predictions.parquet", columns=["label", "prediction"], filters=[("split", "=", "test")])
+    return np.asarray(table["label"]) == np.asarray(table["prediction"])
+
+
+def packed(right: np.ndarray) -> str:
+    """Booleans as hexadecimal digits, four a digit, the first in the highest bit."""
+    import numpy as np
+
+    return np.packbits(right).tobytes().hex()
+
+
+def unpacked(digits: str, rows: int) -> np.ndarray:
+    """So many booleans out of `packed`."""
+    import numpy as np
+
+    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=rows).astype(bool)
 
 
 def floor(told: argparse.Namespace) -> dict[str, Any]:
@@ -178,9 +206,12 @@ def trainer_side(told: argparse.Namespace) -> dict[str, Any]:
         learned = clock.cost()
         logits = np.asarray(loop.predict(test).predictions)
     assert torch.get_num_threads() == told.threads
+    right = logits.argmax(1) == np.asarray(data.test.targets)
     return {
         **{k: encoded[k] + learned[k] for k in encoded},
-        "accuracy": float((logits.argmax(1) == np.asarray(data.test.targets)).mean()),
+        "accuracy": float(right.mean()),
+        "n_test": len(right),
+        "hits": packed(right),
         "parts": {"encoding": encoded, "training": learned},
         "precision": "fp32",
         "steps": loop.state.global_step,
