@@ -75,7 +75,7 @@ class Settings(BaseModel):
     task: str | None = _setting(None, "a task name such as text-classification")  # none: the kind of data tells
     plan: str = _setting("two-stage", "the name of a plan")  # the head first, then layers; the frozen head stays a candidate
     out: Path | None = _setting(None, "a folder for the run")  # none: runs/DATA-MODEL
-    seed: Seed = _setting(0, "a whole number from 0 up")  # fixed: the same run twice gives the same numbers
+    seed: Seed = _setting(0, "a whole number from 0 to 4294967295")  # fixed: the same run twice gives the same numbers
 
     # Which rows
     labels_per_class: Count | None = _setting(None, "a whole number of rows from 1 up")  # training rows a class; none: all

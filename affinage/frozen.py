@@ -229,7 +229,7 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
     if stage.augment != "none" and not views:
         raise _Uncut(
             f"augmentation '{stage.augment}' changes the rows each time; "
-            "--augment none computes it once, --views 4 four views of each",
+            "--augment none computes it once, and where pictures are classified --views 4 four views of each",
             address,
         )
     lengths = [set(np.unique(r.lengths).tolist()) for r in rows.values()]

@@ -263,8 +263,17 @@ def _pool(model: Any, settings: config.Settings) -> str:
 
 
 def plan_of(**settings: Any) -> dict[str, Any]:
-    """The plan as it would run, with every default filled in; nothing is trained and nothing written."""
-    inputs = prepare(config.make(settings))
+    """The plan as it would run, with every default filled in; nothing is trained and nothing written.
+
+    Raises:
+        AffinageError: bad input, or the plan of a run that goes on.
+    """
+    wishes = config.make(settings)
+    if wishes.resume:
+        raise AffinageError(
+            f"a run that goes on keeps its plan (affinage show --run {wishes.folder()}): leave --resume out, or --dry-run"
+        )
+    inputs = prepare(wishes)
     return {"settings": told(inputs.settings), **plan_json(inputs)}
 
 

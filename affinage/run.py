@@ -27,6 +27,7 @@ from affinage.story import Story, sample_of
 from affinage.trained import Run, known, load, remove
 from affinage.types import Cost, Finding, Outcome
 
+ANEW = {"data", "cache", "cache_gb", "out"}  # what a run that goes on may be told anew: of the data the fingerprint is compared
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
 
@@ -98,13 +99,31 @@ def _failed(out: Path, error: Diverged) -> None:
 
 
 def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> config.Settings:
-    """The settings that the stopped run began with; only what lives in memory is taken from the call."""
-    told = dict(state["settings"])
-    given = wishes.model_dump()
-    for name in ("model", "data"):
-        if not isinstance(given[name], (str, Path, type(None))):
-            told[name] = given[name]
-    return config.make({**told, "out": out, "resume": True, "quiet": wishes.quiet})
+    """The settings that the stopped run began with; what lives in memory, or on the disk of today, is taken from the call.
+
+    Raises:
+        AffinageError: the call says otherwise than the run began.
+    """
+    began = config.make(state["settings"])
+    here, there = told(wishes), told(began)
+    for name in sorted(wishes.model_fields_set & there.keys() - ANEW):
+        if not _alike(here[name], there[name]):
+            raise AffinageError(
+                f"the run in {out} began with {name} {there[name]}, not {here[name]}: leave that out to go on as it began, "
+                "or start again with --overwrite"
+            )
+    given = wishes.given()
+    fresh = {name: given[name] for name in ("data", "cache", "cache_gb") if given.get(name) is not None}
+    if not isinstance(wishes.model, (str, Path, type(None))):
+        fresh["model"] = wishes.model
+    return config.make({**state["settings"], **fresh, "out": out, "resume": True, "quiet": wishes.quiet})
+
+
+def _alike(here: Any, there: Any) -> bool:
+    """Whether two settings say the same; a path may be told from here or from the root."""
+    if isinstance(here, str) and isinstance(there, str):
+        return Path(here).expanduser().absolute() == Path(there).expanduser().absolute()
+    return bool(here == there)
 
 
 def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:

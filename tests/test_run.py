@@ -755,7 +755,40 @@ def test_resume_with_data_in_memory(bert: Path, text_run: affinage.Run, tmp_path
     assert weights(made) == weights(text_run) and made.record["settings"]["epochs"] == 2
 
 
+def test_resume_refuses_what_the_run_did_not_begin_with(
+    bert: Path, texts: Path, text_run: affinage.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than to drop it without a word; the same command with --resume behind it goes on, from another folder too."""
+    out = tmp_path / "run"
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            affinage.fit(bert, texts, out=out, **QUICK)
+    other: dict[str, Any] = {"epochs": 7, "plan": "full", "unfreeze": 1, "seed": 5, "test": texts / "test.csv"}
+    for name, value in other.items():
+        with pytest.raises(AffinageError, match=rf"began with {name} .*, not {value}: leave that out .* or start again with"):
+            affinage.fit(out=out, resume=True, **{name: value})
+    with pytest.raises(AffinageError, match=r"began with model .*, not .*elsewhere"):
+        affinage.fit(tmp_path / "elsewhere", texts, out=out, resume=True)
+    moved = tmp_path / "moved"
+    shutil.copytree(texts, moved)
+    monkeypatch.chdir(bert.parent)
+    made = affinage.fit(Path(bert.name), moved, out=out, resume=True, cache="off", **QUICK)
+    assert weights(made) == weights(text_run) and made.record["settings"]["epochs"] == 2
+    with pytest.raises(AffinageError, match="began with epochs 2, not 7"):
+        affinage.fit(out=out, resume=True, epochs=7)
+
+
 # ------------------------------------------------------------------------------------------------------------- plan only
+def test_the_plan_of_a_run_that_goes_on_is_its_own(text_run: affinage.Run) -> None:
+    with pytest.raises(AffinageError, match=r"keeps its plan .affinage show --run .*: leave --resume out, or --dry-run"):
+        plan_of(out=text_run.path, resume=True)
+
+
 def test_plan_of_writes_nothing(bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told = plan_of(model=bert, data=texts)
