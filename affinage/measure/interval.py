@@ -1,4 +1,4 @@
-"""How sure a number is: a share (Wilson), a mean of paired differences (Student), a sign test (exact flips)."""
+"""How sure a number is: a share (Wilson), a mean of paired differences (Student; over seeds and rows), exact sign flips."""
 
 from __future__ import annotations
 
@@ -40,6 +40,41 @@ def paired(differences: Sequence[float] | np.ndarray) -> tuple[float, float, flo
         return mean, -math.inf, math.inf
     half = _student_975(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def crossed(differences: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high): the mean of paired differences [seeds, rows], and its 95 % interval for other seeds and other rows.
+
+    `paired` over the seeds' means holds for these test rows alone. Here seeds and rows are both drawn: the variance of the mean
+    is that between seeds and that between rows, less the noise of a cell, which is in both (Dorfman, Berbaum & Metz 1992, with
+    the degrees of freedom of Hillis 2007: seeds are their readers, rows their cases).
+
+    Raises:
+        ValueError: not two seeds and two rows at least, or a difference that is not finite.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():
+        raise ValueError(f"expected finite differences of two seeds and two rows at least, found shape {values.shape}")
+    seeds, rows = values.shape
+    mean = float(values.mean())
+    by_seed, by_row = values.mean(1) - mean, values.mean(0) - mean
+    rest = values - mean - by_seed[:, None] - by_row[None, :]
+    between_seeds = rows * float(by_seed @ by_seed) / (seeds - 1)
+    between_rows = seeds * float(by_row @ by_row) / (rows - 1)
+    noise = float((rest * rest).sum()) / ((seeds - 1) * (rows - 1))
+    total = between_seeds + max(between_rows - noise, 0.0)
+    if between_seeds == 0.0:  # every seed says the same: only the rows vary
+        half = Z * math.sqrt(total / (seeds * rows))
+    else:
+        half = _student_975_of((seeds - 1) * (total / between_seeds) ** 2) * math.sqrt(total / (seeds * rows))
+    return mean, mean - half, mean + half
+
+
+def _student_975_of(freedom: float) -> float:
+    """The 97.5 % point of Student's t with any number of degrees of freedom, whole or not."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 def sign_flip(differences: Sequence[float] | np.ndarray) -> float:

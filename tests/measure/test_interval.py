@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from affinage.measure.interval import paired, sign_flip, wilson
+from affinage.measure.interval import crossed, paired, sign_flip, wilson
 
 stats = pytest.importorskip("scipy.stats")
 
@@ -60,3 +60,34 @@ def test_sign_flip_closed_forms() -> None:
     assert sign_flip([1.0, -1.0]) == 1.0
     with pytest.raises(ValueError, match="at most 20"):
         sign_flip([1.0] * 21)
+
+
+def test_crossed_is_paired_where_rows_do_not_matter() -> None:
+    """Rows that differ by no more than chance add nothing, and what is left is Student's interval of the seeds' means."""
+    seeds = np.array([0.3, -0.1, 0.2, 0.5])
+    values = np.repeat(seeds[:, None], 9, axis=1)
+    assert crossed(values) == pytest.approx(paired(seeds), abs=1e-12)
+
+
+def test_crossed_is_a_normal_interval_where_seeds_do_not_matter() -> None:
+    rows = np.random.default_rng(0).normal(0.1, 1.0, 500)
+    half = 1.959963984540054 * rows.std(ddof=1) / math.sqrt(500)
+    for seeds in (2, 7):  # the same answers from each: as sure as one of them
+        expected = (rows.mean(), rows.mean() - half, rows.mean() + half)
+        assert crossed(np.repeat(rows[None], seeds, axis=0)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_crossed_holds_the_truth_as_often_as_it_says() -> None:
+    """Six seeds, 300 rows, both with an effect of their own; the seeds' interval alone is far too sure of itself."""
+    draw, held, naive, runs = np.random.default_rng(1), 0, 0, 600
+    for _ in range(runs):
+        values = 0.5 + draw.normal(0, 0.03, (6, 1)) + draw.normal(0, 0.8, (1, 300)) + draw.normal(0, 0.5, (6, 300))
+        (_, low, high), (_, near, far) = crossed(values), paired(values.mean(1))
+        held, naive = held + (low <= 0.5 <= high), naive + (near <= 0.5 <= far)
+    assert 0.93 <= held / runs <= 0.98 and naive / runs < 0.9
+
+
+@pytest.mark.parametrize("values", [[[0.1, 0.2]], [[0.1], [0.2]], [0.1, 0.2], [[0.1, math.nan], [0.1, 0.2]]])
+def test_crossed_refuses_one_seed_or_one_row(values: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="expected finite differences of two seeds and two rows"):
+        crossed(np.array(values))
