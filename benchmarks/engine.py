@@ -136,11 +136,11 @@ def packed(right: np.ndarray) -> str:
     return np.packbits(right).tobytes().hex()
 
 
-def unpacked(digits: str, rows: int) -> np.ndarray:
-    """So many booleans out of `packed`."""
+def told_right(line: dict[str, Any]) -> np.ndarray:
+    """The test rows of a line, 1.0 where they were told right, else 0.0."""
     import numpy as np
 
-    return np.unpackbits(np.frombuffer(bytes.fromhex(digits), dtype=np.uint8), count=rows).astype(bool)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(line["hits"]), dtype=np.uint8), count=line["n_test"]).astype(float)
 
 
 def floor(told: argparse.Namespace) -> dict[str, Any]:
@@ -233,11 +233,13 @@ def measured(path: Path) -> list[dict[str, Any]]:
 
 
 def table(path: Path, other: Path | None = None) -> str:
-    """Median ratios and mean accuracies of the finished pairs, as Markdown, and how the accuracies differ by seed.
+    """Median ratios and mean accuracies of the finished pairs, as Markdown, and how the accuracies differ by seed, and by row.
 
     CPU seconds on a CPU, on a GPU those of the clock. `other`: the file of the Trainer's side, of this or of another device.
     """
-    from affinage.measure.interval import paired
+    import numpy as np
+
+    from affinage.measure.interval import crossed, paired
 
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     own = measured(path)
@@ -276,6 +278,9 @@ def table(path: Path, other: Path | None = None) -> str:
         if len(pairs) > 1 and all(map(alike, pairs)):
             middle, low, high = paired([100 * (p["affinage"]["accuracy"] - p["trainer"]["accuracy"]) for p in pairs])
             says = f"{middle:+.1f} points [{low:+.1f}, {high:+.1f}] ({len(pairs)} pairs)"
+            if all("hits" in one for pair in pairs for one in pair.values()):
+                _, low, high = crossed(np.stack([100.0 * (told_right(p["affinage"]) - told_right(p["trainer"])) for p in pairs]))
+                says += f"; for other test rows, too: [{low:+.1f}, {high:+.1f}]"
             out.append(f"\n{data}, {rows}, {threads}, {arm}: accuracy, affinage minus Trainer {says}")
     return "\n".join(out)
 
