@@ -414,6 +414,22 @@ def test_an_arm_is_held_against_the_trainer_that_did_the_same(monkeypatch: pytes
     assert [(row[2], row[6]) for row in rows] == [("full", "4.0"), ("everything", "2.0")]
 
 
+def test_rows_told_right_make_the_interval_for_other_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Three seeds that differ on the same row of ten: every seed says the same, and yet ten other rows may not."""
+    engine, path = loaded("engine", monkeypatch), tmp_path / "e.jsonl"
+    right = np.ones((2, 10), dtype=bool)
+    right[1, 4] = False
+    for seed in range(3):
+        for side, mine in zip(("affinage", "trainer"), right, strict=True):
+            line = {"data": "sst2", "rows": 10, "arm": "full", "seed": seed, "threads": 1, "side": side, "cpu_seconds": 1.0}
+            line |= {"accuracy": float(mine.mean()), "n_test": 10, "hits": engine.packed(mine)}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            assert np.array_equal(engine.told_right(line), mine)
+    said = engine.table(path).splitlines()[-1]
+    assert said.endswith("+10.0 points [+10.0, +10.0] (3 pairs); for other test rows, too: [-9.6, +29.6]"), said
+
+
 def test_large_networks_are_counted_by_what_has_to_be_multiplied(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
