@@ -108,8 +108,9 @@ def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> co
     here, there = told(wishes), told(began)
     for name in sorted(wishes.model_fields_set & there.keys() - ANEW):
         if not _alike(here[name], there[name]):
+            before = f"{name} {there[name]}" if there[name] is not None else f"{name} not set"
             raise AffinageError(
-                f"the run in {out} began with {name} {there[name]}, not {here[name]}: leave that out to go on as it began, "
+                f"the run in {out} began with {before}, not {here[name]}: leave that out to go on as it began, "
                 "or start again with --overwrite"
             )
     given = wishes.given()

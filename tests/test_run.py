@@ -768,12 +768,14 @@ def test_resume_refuses_what_the_run_did_not_begin_with(
         patch.setattr(run, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             affinage.fit(bert, texts, out=out, **QUICK)
-    other: dict[str, Any] = {"epochs": 7, "plan": "full", "unfreeze": 1, "seed": 5, "test": texts / "test.csv"}
+    other: dict[str, Any] = {"epochs": 7, "plan": "full", "unfreeze": 1, "seed": 5, "test": texts / "test.csv", "views": 4}
     for name, value in other.items():
         with pytest.raises(AffinageError, match=rf"began with {name} .*, not {value}: leave that out .* or start again with"):
             affinage.fit(out=out, resume=True, **{name: value})
     with pytest.raises(AffinageError, match=r"began with model .*, not .*elsewhere"):
         affinage.fit(tmp_path / "elsewhere", texts, out=out, resume=True)
+    with pytest.raises(AffinageError, match="began with labels_per_class not set, not 3: leave that out"):
+        affinage.fit(out=out, resume=True, labels_per_class=3)
     moved = tmp_path / "moved"
     shutil.copytree(texts, moved)
     monkeypatch.chdir(bert.parent)
