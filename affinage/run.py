@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import __version__, checkpoint, config, ranks, stages, team
+from affinage import __version__, checkpoint, config, ranks, stages, starters, team
 from affinage.check import write as write_findings
 from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
@@ -28,6 +29,7 @@ from affinage.trained import Run, known, load, remove
 from affinage.types import Cost, Finding, Outcome
 
 ANEW = {"data", "cache", "cache_gb", "out"}  # what a run that goes on may be told anew: of the data the fingerprint is compared
+COMMIT = re.compile("[0-9a-f]{40}")
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
 
@@ -104,8 +106,12 @@ def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> co
     Raises:
         AffinageError: the call says otherwise than the run began.
     """
-    began = config.make(state["settings"])
-    here, there = told(wishes), told(began)
+    here, there = told(wishes), told(config.make(state["settings"]))
+    # A run tells the starter that `starter` stood for, and the commit that a branch or tag did: these go on as they began.
+    if here["model"] == starters.ANY and str(there["model"]).startswith(starters.PREFIX):
+        here["model"] = there["model"]
+    if COMMIT.fullmatch(str(there["revision"])) and not COMMIT.fullmatch(str(here["revision"])):
+        here["revision"] = there["revision"]
     for name in sorted(wishes.model_fields_set & there.keys() - ANEW):
         if not _alike(here[name], there[name]):
             before = f"{name} {there[name]}" if there[name] is not None else f"{name} not set"

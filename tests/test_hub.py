@@ -85,6 +85,10 @@ def test_the_commit_is_what_is_recorded(served: tuple[str, Path], tmp_path: Path
     again = fit("", tmp_path, "--model", NAME, "--revision", "v1", "--out", str(tmp_path / "again"))
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "again" / "run.json").read_text())["model"] == model
+    same = ("--model", NAME, "--revision", "v1", "--out", str(tmp_path / "run"), "--resume")  # the branch, not its commit
+    assert fit("", tmp_path, *same).returncode == 0
+    other = fit("", tmp_path, *same, "--revision", "0" * 40)
+    assert other.returncode == 2 and f"began with revision {COMMIT}, not 0000" in other.stderr
 
 
 def test_what_a_hub_does_not_have(served: tuple[str, Path], tmp_path: Path) -> None:

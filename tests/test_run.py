@@ -785,6 +785,15 @@ def test_resume_refuses_what_the_run_did_not_begin_with(
         affinage.fit(out=out, resume=True, epochs=7)
 
 
+def test_resume_knows_the_starter_of_the_run(pictures: Path, tmp_path: Path) -> None:
+    words: dict[str, Any] = {"plan": "frozen", "out": tmp_path / "run", **QUICK}
+    made = affinage.fit("starter", pictures, **words)
+    assert made.record["settings"]["model"] == "starter-vision"
+    assert affinage.fit("starter", pictures, resume=True, **words).record == made.record
+    with pytest.raises(AffinageError, match="began with model starter-vision, not starter-text"):
+        affinage.fit("starter-text", pictures, resume=True, **words)
+
+
 # ------------------------------------------------------------------------------------------------------------- plan only
 def test_the_plan_of_a_run_that_goes_on_is_its_own(text_run: affinage.Run) -> None:
     with pytest.raises(AffinageError, match=r"keeps its plan .affinage show --run .*: leave --resume out, or --dry-run"):
