@@ -48,7 +48,15 @@ def _no_switch(value: Any) -> Any:
     return value
 
 
+def _no_number(value: Any) -> Any:
+    """`model: 5` in a file is a slip: what is named in YAML without quotes becomes a number, which names nothing."""
+    if isinstance(value, bool | int | float):
+        raise ValueError("a number where a name belongs")
+    return value
+
+
 Strict = BeforeValidator(_no_switch)
+Named = Annotated[Any, BeforeValidator(_no_number)]
 Rate = Annotated[float, Strict, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict, Field(ge=0, lt=1)]
 Factor = Annotated[float, Strict, Field(gt=0, le=1)]
@@ -70,8 +78,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     # What, and where
-    model: Any = _setting(None, "a Hub id, a model folder, starter, or a loaded model")
-    data: Any = _setting(None, "a folder, a file, or a table in memory")
+    model: Named = _setting(None, "a Hub id, a model folder, starter, or a loaded model")
+    data: Named = _setting(None, "a folder, a file, or a table in memory")
     task: str | None = _setting(None, "a task name such as text-classification")  # none: the kind of data tells
     plan: str = _setting("two-stage", "the name of a plan")  # the head first, then layers; the frozen head stays a candidate
     out: Path | None = _setting(None, "a folder for the run")  # none: runs/DATA-MODEL

@@ -70,6 +70,8 @@ def test_words_become_what_they_mean(given: dict[str, Any], kept: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("model", 5),
+        ("data", 2024),
         ("learning_rate", "fast"),
         ("learning_rate", 0),
         ("learning_rate", -1e-3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -128,8 +129,13 @@ def _found(path: Path, columns: Columns, kind: str | None) -> Found:
     try:
         return parse(path, columns, kind)
     except UnicodeDecodeError as error:
-        raise AffinageError(f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x}); "
-                            f"convert it, for example: iconv -f latin1 -t utf-8 {path.name} > new{suffix}") from None  # fmt: skip
+        # Excel's "Unicode text" begins with a mark of its order of bytes
+        wide = error.start == 0 and error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        what, coding = ("UTF-16, not UTF-8", "utf-16") if wide else ("not UTF-8", "latin1")
+        raise AffinageError(
+            f"{path} is {what} (byte 0x{error.object[error.start]:02x}); "
+            f"convert it, for example: iconv -f {coding} -t utf-8 {path.name} > new{suffix}"
+        ) from None
 
 
 def _built(path: Path, split: str, found: Found) -> Table:

@@ -78,6 +78,7 @@ def test_rows_of_empty_text_are_left_out_and_counted(tmp_path: Path) -> None:
     ("name", "content", "word"),
     [
         ("a.csv", "label,text\npos,caf\xe9\n".encode("latin-1"), "not UTF-8 .byte 0xe9.*iconv"),
+        ("a.csv", "label,text\npos,good\n".encode("utf-16"), "a.csv is UTF-16, not UTF-8 .*iconv -f utf-16"),
         ("a.csv", "", "a.csv is empty"),
         ("a.csv", "label,text\n", "holds no rows"),
         ("a.csv", "class,text\na,b\n", "no label column .found: class, text.*--label-column"),
