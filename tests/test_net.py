@@ -12,14 +12,16 @@ from torch import nn
 from affinage.net import Net
 
 from .zoo import FAMILIES
+from .zoo_wide import WIDE
 
-EVERY = [pytest.param(name, marks=pytest.mark.slow if family.slow else ()) for name, family in FAMILIES.items()]
+ALL = {**FAMILIES, **WIDE}
+EVERY = [pytest.param(name, marks=pytest.mark.slow if family.slow else ()) for name, family in ALL.items()]
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_family(name: str) -> None:
     """The blocks and the head written down by hand in the zoo; each parameter at one address; the order of the forward."""
-    family = FAMILIES[name]
+    family = ALL[name]
     model, batch = family.make()
     net = Net.of(model, batch)
     assert list(net.blocks) == family.blocks
@@ -38,7 +40,7 @@ def test_family(name: str) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_what_enters_a_block_depends_on_what_stands_before_it_alone(name: str) -> None:
     """Spoiling everything from block k on leaves the input of block k as it was; spoiling what stands before changes it."""
-    model, batch = FAMILIES[name].make()
+    model, batch = ALL[name].make()
     net = Net.of(model, batch)
     model.eval()
     addresses, parameters = net.addresses(), dict(model.named_parameters())
@@ -66,9 +68,9 @@ def test_what_enters_a_block_depends_on_what_stands_before_it_alone(name: str) -
 
 @pytest.mark.parametrize("name", EVERY)
 def test_head_linear_gives_the_logits(name: str) -> None:
-    model, batch = FAMILIES[name].make()
+    model, batch = ALL[name].make()
     net = Net.of(model, batch)
-    if FAMILIES[name].head is None:
+    if ALL[name].head is None:
         assert net.head_linear is None
         return
     assert net.head_linear is not None
@@ -86,7 +88,7 @@ def test_head_linear_gives_the_logits(name: str) -> None:
 
 def test_where_the_edges_are() -> None:
     def address(name: str) -> dict[str, str]:
-        return Net.of(*FAMILIES[name].make()).parameters
+        return Net.of(*ALL[name].make()).parameters
 
     assert address("bert")["bert.pooler.dense.weight"] == "blocks.2"
     assert address("vit")["vit.layernorm.weight"] == "blocks.2"

@@ -18,6 +18,8 @@ class Family(NamedTuple):
     blocks: list[str]  # module names, written down by hand
     head: str | None  # the linear layer whose output is the logits
     slow: bool = False
+    cuts: tuple[int, ...] | None = None  # the only blocks that it can be cut before; none: any
+    rounds: bool = False  # its attention rounds otherwise where its weights do not learn
 
 
 CLASSES = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
@@ -71,6 +73,8 @@ def family(
     blocks: list[str],
     head: str | None = "classifier",
     slow: bool = False,
+    cuts: tuple[int, ...] | None = None,
+    rounds: bool = False,
     **sizes: object,
 ) -> Family:
     """A family of transformers, by the names of its model and configuration classes."""
@@ -79,7 +83,7 @@ def family(
         torch.manual_seed(0)
         return getattr(T, kind)(getattr(T, config)(**sizes, **CLASSES)), batch()
 
-    return Family(make, blocks, head, slow)
+    return Family(make, blocks, head, slow, cuts, rounds)
 
 
 def row(prefix: str, count: int = 3) -> list[str]:
