@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.first import First
 from affinage.instead import instead
-from affinage.joint import joint, layers, unseen
+from affinage.joint import joint, layers, statistics, unseen
 from affinage.named import Named
 from affinage.net import Net
 from affinage.product import products
@@ -239,11 +240,12 @@ class Fitting:
     def _gradients(self, batch: np.ndarray) -> float:
         """The gradients of the mean loss over the rows, and that loss; in more pieces where memory does not suffice.
 
-        An update that failed begins anew with the random numbers that it began with; pieces draw dropout and augmentation in
-        another order, the same in law.
+        An update that failed begins anew with the random numbers and running statistics that it began with; pieces draw dropout
+        and augmentation in another order, the same in law. A batch norm that learns takes each piece by itself: that is said.
         """
         even = self.shards is not None or (ranks.count() > 1 and bool(layers(self.net.model)))
         while True:
+            back = statistics(self.net.model)
             drawn = torch.get_rng_state(), torch.cuda.get_rng_state() if self.where.type == "cuda" else None
             try:
                 short = self.first.cut_short(self.forwards) if self.first else instead(self.forwards)
@@ -262,7 +264,14 @@ class Fitting:
             self.optimizer.zero_grad(set_to_none=True)
             if self.replay:
                 self.replay.give_up("memory did not suffice for an update in one piece")
+            if self.progress.least_pieces == 1 and layers(self.net.model):
+                print(
+                    f"affinage: {len(batch)} rows at once do not fit in memory, and batch norm takes each piece of them "
+                    "by itself: the result is that of smaller batches; --gradient-checkpointing or --unfreeze fewer blocks needs less",
+                    file=sys.stderr,
+                )
             self.progress.least_pieces *= 2
+            back()
             torch.set_rng_state(drawn[0])
             if drawn[1] is not None:
                 torch.cuda.set_rng_state(drawn[1])

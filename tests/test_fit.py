@@ -262,6 +262,27 @@ def test_an_update_that_did_not_fit_is_made_in_pieces(error: Exception) -> None:
     assert state[1]["progress"]["least_pieces"] == 4  # a resumed run goes on in pieces
 
 
+def test_an_update_that_did_not_fit_leaves_no_trace_in_batch_norm(capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in the last block, so that those before it have moved: as if it had been made in pieces from the start."""
+    stage = replace(STAGE, dropout=False)
+    planned, refused = fitting("resnet", replace(stage, accumulate=2)), fitting("resnet", stage)
+    for made in (planned, refused):
+        made.net.model.train()
+    module = refused.net.model.get_submodule(refused.net.blocks[-1])
+
+    def refuse(_: torch.nn.Module, args: Any) -> None:
+        if len(args[0]) > 4:
+            raise torch.OutOfMemoryError("full")
+
+    module.register_forward_pre_hook(refuse)
+    a, b = gradients(planned, np.arange(8)), gradients(refused, np.arange(8))
+    assert refused.progress.least_pieces == 2 and a[0] == b[0]
+    one, other = (dict(made.net.model.named_buffers()) for made in (planned, refused))
+    assert all(torch.equal(one[n], other[n]) for n in one) and all(torch.equal(a[1][n], b[1][n]) for n in a[1])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "batch norm takes each piece of them by itself" in told
+
+
 def test_one_row_that_does_not_fit_is_told() -> None:
     made = fitting("bert", STAGE)
 
