@@ -266,8 +266,8 @@ class Fitting:
                 self.replay.give_up("memory did not suffice for an update in one piece")
             if self.progress.least_pieces == 1 and layers(self.net.model):
                 print(
-                    f"affinage: {len(batch)} rows at once do not fit in memory, and batch norm takes each piece of them "
-                    "by itself: the result is that of smaller batches; --gradient-checkpointing or --unfreeze fewer blocks needs less",
+                    f"affinage: {len(batch)} rows at once do not fit in memory, and batch norm takes each piece of them by "
+                    "itself: the result is that of smaller batches; --gradient-checkpointing, or fewer blocks, needs less",
                     file=sys.stderr,
                 )
             self.progress.least_pieces *= 2
