@@ -20,9 +20,9 @@ from affinage.store import Column, Entry, Store, Writer
 from affinage.types import Rows
 
 GB = 10**9
-# Bytes a second that a disk takes, sums and all, with room for a faster one than was seen (0.2 to 0.4 GB: docs/gpu.md). What a
-# GPU makes faster is not stored.
+# Bytes a second that a disk takes, sums and all: taken, not measured, and rather too fast. What a GPU makes faster is not stored.
 WRITTEN = 0.5e9
+PROBED = 16  # rows that tell how long the rest will take
 JUDGED = 1  # the batch that is timed; the one before it sets the card up
 
 
@@ -70,6 +70,15 @@ def filled(
             return None
         say(f"{why}: {told(size)} stay in memory, for this run only")
         return fill(store.in_memory(columns, rows.lengths))
+
+
+def pace(cut: Cut, rows: Rows, precision: str) -> float:
+    """Seconds that the frozen part takes a token, or a picture: of a few rows of middling length, the second time."""
+    middle = np.argsort(rows.lengths, kind="stable")[len(rows) // 2 :][:PROBED]
+    _made(cut, rows, middle, precision)
+    started = card.now(cut.where)
+    _made(cut, rows, middle, precision)
+    return (card.now(cut.where) - started) / int(rows.lengths[middle].sum())
 
 
 def on_card(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ from affinage.card import OnCard
 from affinage.cut import CAPTURED, Cut, Resumed, lowest
 from affinage.facts import Clock
 from affinage.features import kernels, packed
-from affinage.filling import GB, everywhere, filled, on_card, say, told
+from affinage.filling import GB, WRITTEN, everywhere, filled, on_card, pace, say, told
 from affinage.layout import Uncuttable
 from affinage.net import Net
 from affinage.pictures import ImageRows
+from affinage.report.words import duration
 from affinage.store import Column, Entry, Store
 from affinage.types import Batch, Rows, Stage
 from affinage.views import Augmented, Views
@@ -95,8 +96,12 @@ class _Keeping:
     start: Callable[[str, int], None]
     advance: Callable[[int, str], None]
     card: bool  # whether the card has room for all looks
+    looks: Sequence[_Look]
+    begun: bool  # whether the stage has begun with this cut, and goes on with it
     kept: str = "disk"  # where they lie: of all, once each is kept
     reused: bool = True  # whether all were there already
+    unit_seconds: float = 0.0  # that the frozen part takes a token, or a picture
+    estimate: dict[str, float] = field(default_factory=dict)  # seconds: of all looks once, and what the epochs save by it
 
     def of(self, look: _Look, label: str, seed: int) -> Entry | OnCard | None:
         """The rows of a look, found or computed; None where there is no room for them."""
@@ -130,7 +135,9 @@ class _Keeping:
             say(damage)
         if ranks.shared(found is None):
             self.reused = False
-            self.start(label, len(look.rows))
+            with packed(self.net.model, self.precision):
+                seconds = self._foreseen(look)
+            self.start(f"{label[:-1]}, about {duration(seconds)})", len(look.rows))
             shown = {
                 "model": type(self.net.model).__name__,
                 "cut": self.cut.address,
@@ -142,9 +149,34 @@ class _Keeping:
                 found = filled(self.cut, look.rows, self.columns, self.place, key, shown, self.precision, self.advance)
         return everywhere(found, self.place.folder / ranks.shared(key)) if ranks.count() > 1 else found
 
+    def _foreseen(self, look: _Look) -> float:
+        """Seconds that this look will take.
+
+        Raises:
+            _Uncut: all looks together, and writing them, take more than twice what they save: a little more or less would differ
+                from run to run, and with it the rounding of what is learnt.
+        """
+        if not self.estimate:
+            self.unit_seconds = ranks.shared(pace(self.cut, look.plain, self.precision))
+            an_epoch = {one.name: int(one.rows.lengths.sum()) for one in self.looks}  # of several views one an epoch
+            self.estimate = worth(
+                self.unit_seconds * sum(int(one.rows.lengths.sum()) for one in self.looks),
+                self.unit_seconds * self.stage.epochs * sum(an_epoch.values()),
+                _size(self.columns, self.looks),
+            )
+            if not self.begun and self.estimate["seconds"] > 2 * self.estimate["saved_seconds"]:
+                once, saved = (duration(self.estimate[name]) for name in ("seconds", "saved_seconds"))
+                raise _Uncut(f"to compute and write it once would take about {once} and save {saved}", self.cut.address)
+        return self.unit_seconds * int(look.rows.lengths.sum())
+
     @cached_property
     def weights(self) -> str:
         return contents.weights(self.net, self.k)
+
+
+def worth(once: float, saved: float, size: float) -> dict[str, float]:
+    """Whether a store pays, in seconds: what it takes to fill it with `size` bytes, and what the epochs save."""
+    return {"seconds": round(once + size / WRITTEN, 3), "saved_seconds": round(saved, 3)}
 
 
 def computed_once(
@@ -187,7 +219,7 @@ def computed_once(
         columns, size = _columns(cut, looks, precision, budget, address)
         there = ranks.count() == 1 and card.room(cut.where, size)
         place = Store(store.folder(), int(budget * GB))
-        keeping = _Keeping(net, k, cut, columns, precision, place, stage, start, advance, there)
+        keeping = _Keeping(net, k, cut, columns, precision, place, stage, start, advance, there, looks, bool(before))
         captured: list[Rows] = []
         for look in looks:
             found = keeping.of(look, f"{look.name}, view {look.view} of {views}," if look.view else look.name, seed)
@@ -197,6 +229,8 @@ def computed_once(
             captured.append(Captured(look.plain, found, cut.unread))
         facts = {"address": address, "why": "", "share": round(cut.share, 4), "dtype": columns[0].dtype, "bytes": size}
         facts |= {"kept": keeping.kept, "reused": keeping.reused, "views": views}
+        if keeping.estimate:
+            facts["estimate"] = keeping.estimate
     except _Uncut as uncut:
         return Frozen(dict(rows), net.model, {"address": uncut.address, "why": uncut.why})
     ready = {look.name: one for look, one in zip(looks, captured, strict=True)}

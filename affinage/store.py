@@ -285,7 +285,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         self.make_room(size)
-        free = shutil.disk_usage(self.folder).free * (1 - KEPT_FREE)
+        free = self._free()
         if size > free:
             raise OSError(errno.ENOSPC, f"it needs {size / 2**20:,.0f} MB, {free / 2**20:,.0f} MB are free")
         part = self.folder / f"{UNFINISHED}writing-{os.getpid()}-{time.monotonic_ns()}"
@@ -308,12 +308,17 @@ class Store:
         return sorted(found, key=lambda one: -one.used)
 
     def make_room(self, size: int) -> None:
-        """Drop what was used longest ago until `size` bytes more are within the budget."""
+        """Drop what was used longest ago until `size` bytes more are within the budget, and on the disk if that can be."""
         entries = self.entries()
         total = sum(one.bytes for one in entries)
-        while entries and total + size > self.budget:
+        full = size <= self._free() + total  # else all of it would be dropped in vain
+        while entries and (total + size > self.budget or (full and size > self._free())):
             last = entries.pop()
             total -= last.bytes if self._drop(last.path) else 0
+
+    def _free(self) -> float:
+        """Bytes that may be written: a part of what is free is left to others."""
+        return shutil.disk_usage(self.folder).free * (1 - KEPT_FREE)
 
     def clear(self) -> int:
         """Drop everything that may be; the bytes that it took. Runs that are reading go on: their maps outlive the names."""

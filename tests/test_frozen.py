@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from affinage.card import OnCard
 from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
 from affinage.pictures import ImageRows
+from affinage.report.words import duration
 from affinage.store import Store
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage
@@ -74,6 +76,33 @@ def test_both_splits_begin_at_the_cut(cache: Path) -> None:
     assert facts["share"] == pytest.approx(2 / 3, abs=0.02) and facts["dtype"] == "float32" and facts["kept"] == "disk"
     assert not facts["reused"] and facts["seconds"] > 0 and facts["cpu_seconds"] > 0
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_it_will_take_is_told_before_it_begins(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes and seconds of each split before its first row, and what is saved by all; what is there already takes nothing."""
+    labels: list[str] = []
+    monkeypatch.setattr(frozen, "pace", lambda *_: 0.25)  # seconds a token
+    begin: dict[str, Any] = {"start": lambda label, rows: labels.append(label)}
+    facts = once(bert(), **begin).facts
+    tokens = [int(rows.lengths.sum()) for rows in (sentences(), sentences(1, 5))]
+    told = [f"({n * 128 / 1e6:.1f} MB, about {duration(n / 4)})" for n in tokens]
+    assert [label[label.index("(") :] for label in labels] == told
+    taken = sum(tokens) / 4 + sum(tokens) * 128 / filling.WRITTEN
+    assert facts["estimate"] == {"seconds": round(taken, 3), "saved_seconds": 3 * sum(tokens) / 4}
+    again = once(bert(), **begin).facts
+    assert again["reused"] and "estimate" not in again and len(labels) == 2
+
+
+def test_what_does_not_pay_is_not_stored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that takes longer than twice what the epochs save; a stage that has begun with its cut goes on with it."""
+    monkeypatch.setattr(frozen, "pace", lambda *_: 1e-4)
+    monkeypatch.setattr(frozen, "WRITTEN", 1e3)
+    labels: list[str] = []
+    found = once(bert(), start=lambda label, rows: labels.append(label))
+    assert found.facts["address"] == "blocks.2" and not labels and not list(cache.glob("*/*"))
+    assert re.fullmatch(r"to compute and write it once would take about 1\d s and save 0.0 s", found.facts["why"])
+    assert found.forward is not None and set(found.rows["train"].batch(np.arange(2))) == {"input_ids", "attention_mask"}
+    assert once(bert(), before={"why": "", "address": "blocks.2"}).facts["kept"] == "disk"
 
 
 def test_it_is_found_again(cache: Path) -> None:
@@ -156,7 +185,7 @@ def test_a_batch_that_did_not_fit_is_halved(cache: Path, monkeypatch: pytest.Mon
         small.model.get_submodule(small.blocks[1]).register_forward_pre_hook(refuse)
 
     halved = once(small, rows=rows)
-    assert refused[0] == 12 and not halved.facts["why"] and not halved.facts["reused"]
+    assert max(refused) == 12 and not halved.facts["why"] and not halved.facts["reused"]
     whole, parts = (found.rows["train"].batch(np.arange(12)) for found in (plain, halved))
     assert whole.keys() == parts.keys()
     assert all(torch.allclose(whole[name].float(), parts[name].float(), atol=1e-5) for name in whole)

@@ -240,6 +240,29 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert all(one.bytes == size and one.about == {"model": "M"} for one in place.entries())
 
 
+def test_a_disk_without_room_is_made_room_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the budget, but not on the disk: the oldest goes; where even all of them would not do, none does."""
+    place, keys = Store(tmp_path, 10**9), [store.key(i) for i in range(4)]
+    for i, key in enumerate(keys[:3]):
+        written(place, key)
+        os.utime(tmp_path / key / "entry.json", (i, i))
+    size = place.entries()[0].bytes
+    capacity = 4.2 * size  # of which a tenth of what is free stays so
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=capacity - sum(one.bytes for one in place.entries()))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    written(place, keys[3])
+    assert inside(tmp_path) == sorted(keys)  # 1.2 are free
+    written(place, store.key("more"))
+    assert inside(tmp_path) == sorted([*keys[1:], store.key("more")])
+    capacity = 0.9 * size + sum(one.bytes for one in place.entries())
+    with pytest.raises(OSError, match="are free"):
+        place.write(store.key("huge"), COLUMNS, np.tile(LENGTHS, 40))
+    assert len(place.entries()) == 4
+
+
 def test_only_what_is_its_own_is_touched(tmp_path: Path) -> None:
     """A folder that holds other things, too: they stay, whatever their names."""
     for name in ("mine", ".affinage", "0" * 63, ".writing-x"):
