@@ -22,7 +22,7 @@ from affinage.filling import GB, WRITTEN, everywhere, filled, on_card, pace, say
 from affinage.layout import Uncuttable
 from affinage.net import Net
 from affinage.pictures import ImageRows
-from affinage.report.words import duration
+from affinage.progress import duration
 from affinage.store import Column, Entry, Store
 from affinage.types import Batch, Rows, Stage
 from affinage.views import Augmented, Views

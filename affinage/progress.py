@@ -1,4 +1,4 @@
-"""A progress bar with the time left, on a terminal only; nothing where output is piped."""
+"""A progress bar with the time left, on a terminal only; nothing where output is piped. Times in words."""
 
 from __future__ import annotations
 
@@ -63,3 +63,17 @@ class Bar:
                 self._progress.update(self._job, total=1, completed=1)
             self._progress.stop_task(self._job)
             self._job = None
+
+
+def duration(seconds: float | None) -> str:
+    """95.2 as "1 min 35 s"."""
+    if seconds is None:
+        return "–"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

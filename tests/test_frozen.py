@@ -20,7 +20,7 @@ from affinage.card import OnCard
 from affinage.frozen import Frozen, computed_once
 from affinage.net import Net
 from affinage.pictures import ImageRows
-from affinage.report.words import duration
+from affinage.progress import duration
 from affinage.store import Store
 from affinage.tasks.text_classification import TokenRows
 from affinage.types import Rows, Stage

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
+from affinage.progress import duration as duration
 from affinage.starters import PREFIX
 
 SHARES = {
@@ -106,20 +107,6 @@ def count(value: float | None) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:g}"
-
-
-def duration(seconds: float | None) -> str:
-    """95.2 as "1 min 35 s"."""
-    if seconds is None:
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def rate(value: float | None) -> str:
