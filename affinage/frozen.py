@@ -232,7 +232,8 @@ def computed_once(
         if keeping.estimate:
             facts["estimate"] = keeping.estimate
     except _Uncut as uncut:
-        return Frozen(dict(rows), net.model, {"address": uncut.address, "why": uncut.why})
+        facts = {"address": uncut.address, "why": uncut.why}
+        return Frozen(dict(rows), net.model, facts if net.blocks else {**facts, "blocks": 0})
     ready = {look.name: one for look, one in zip(looks, captured, strict=True)}
     if views:
         ready["train"] = Views([one for look, one in zip(looks, captured, strict=True) if look.view])

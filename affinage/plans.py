@@ -100,7 +100,8 @@ def make(name: str, net: Net, kind: str, rows: int, wishes: Wishes, *, patience:
         return Plan(name, (solve,))
     fresh = name == "scratch"
     parameters = sum(p.numel() for p in net.model.parameters())
-    depth = wishes.unfreeze if wishes.unfreeze != "auto" else "all"
+    # a network without blocks, such as ALBERT, which runs one layer again and again, learns whole
+    depth = wishes.unfreeze if wishes.unfreeze != "auto" else "all" if net.blocks else "everything"
     if fresh or (kind == "image" and depth == "all"):
         depth = "everything"  # a stem of convolutions is small and learns; a table of word embeddings is neither
     scratch_rate = 3e-4 if kind == "text" else 1e-3

@@ -21,6 +21,7 @@ from PIL import Image
 
 import affinage
 from affinage import plans, record, run
+from affinage.cli import main
 from affinage.errors import AffinageError
 from affinage.run import plan_of
 from affinage.trained import remove
@@ -568,6 +569,32 @@ def test_unknown_labels_in_validation_and_test(bert: Path, tmp_path: Path) -> No
     assert made.record["validation"]["accuracy"] == 0.0
     rows = predictions(made)
     assert rows[0]["label"] is None and made.metrics["n"] == 30 and made.classes == ["fish", "fruit", "tool"]
+
+
+def test_a_network_without_blocks_learns_uncut_and_says_why(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ALBERT runs one layer again and again: nothing is computed once, and the run ends as any other."""
+    model = tiny.bert(tmp_path / "model")
+    config = T.AlbertConfig(
+        vocab_size=len((model / "vocab.txt").read_text().splitlines()),
+        embedding_size=32,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    T.AlbertModel(config).save_pretrained(model)
+    made = affinage.fit(model, texts, plan="two-stage", out=tmp_path / "run", **QUICK)
+    why = made.record["cuts"]["body"]["why"]
+    assert made.record["status"] == "finished" and "no chain of two or more blocks found in Albert" in why
+    assert set(made.predict(["a word"])[0]["scores"]) == set(made.record["data"]["classes"])
+    with pytest.raises(AffinageError, match=r"cannot unfreeze 1 blocks: the model has 0 .no chain"):
+        affinage.fit(model, texts, unfreeze=1, out=tmp_path / "other", **QUICK)
+    assert main(["show", "--run", str(made.path)]) == 0
+    assert why in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------- again, and resume

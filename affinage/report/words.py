@@ -205,7 +205,7 @@ def cut(facts: dict[str, Any]) -> str:
     """Where a stage began and what that took; or why it went through the whole network, where it need not have."""
     address, why = facts.get("address"), facts.get("why")
     if not address:
-        return ""
+        return f"nothing computed once: {why}" if facts.get("blocks") == 0 else ""
     if why:
         return f"not cut before {address}: {why}"
     where = {"disk": "on the disk", "memory": "in memory", "card": "in the GPU's memory"}[facts["kept"]]
