@@ -36,9 +36,10 @@ def match(net: Net, pattern: str) -> list[str]:
         found = [name for name in net.parameters if fnmatchcase(name, pattern)]
     if not found:
         known = [address for address, names in net.addresses().items() if names]
-        near = get_close_matches(pattern, [*known, *net.parameters], n=1, cutoff=0.0)
+        words = get_close_matches(pattern, [*known, *net.parameters], n=1, cutoff=0.0)
+        near = _block_near(net, pattern) or (words[0] if words else "")
         raise AffinageError(
-            f"'{pattern}' matches no parameter{f', the nearest is {near[0]!r}' if near else ''}"
+            f"'{pattern}' matches no parameter{f', the nearest is {near!r}' if near else ''}"
             f" (addresses: {known[0]}{f' ... {known[-1]}' if len(known) > 1 else ''}; or a glob over parameter names)"
         )
     return found
@@ -58,11 +59,19 @@ def block_numbers(net: Net, pattern: str) -> list[int] | None:
 
 
 def _closest(net: Net, address: str) -> str:
-    """`, did you mean 'blocks.5'?`: the block of the closest number, or the closest word; nothing where none is close."""
-    parts, last = _BLOCKS.fullmatch(address), len(net.blocks) - 1
-    if parts is not None and parts["one"] is not None and last >= 0:
-        return f", did you mean 'blocks.{min(max(int(parts['one']), 0), last)}'?"
+    """`, did you mean 'blocks.5'?`: the blocks of the closest numbers, or the closest word; nothing where none is close."""
+    if near := _block_near(net, address):
+        return f", did you mean '{near}'?"
     return nearest(address, ["all", "everything", "blocks.-2:", *(name for name in net.addresses() if name != "head")])
+
+
+def _block_near(net: Net, address: str) -> str:
+    """The address of the block, or of the blocks from one on, whose number is nearest; "" where that is no address of blocks."""
+    parts, last = _BLOCKS.fullmatch(address), len(net.blocks) - 1
+    given = parts and (parts["one"] or parts["start"])
+    if parts is None or not given or last < 0:
+        return ""
+    return f"blocks.{min(max(int(given), 0), last)}" + (":" if parts["one"] is None else "")
 
 
 def resolve(net: Net, rates: Rates) -> dict[str, float | None]:

@@ -58,8 +58,11 @@ def test_a_glob_stands_for_parameter_names(bert: Net) -> None:
     ("pattern", "near"),
     [
         ("heads", "head"),
-        ("blocks.7", "blocks."),
-        ("blocks.3:", "blocks."),
+        ("blocks.7", "blocks.2'"),
+        ("blocks.-9", "blocks.0'"),
+        ("blocks.3:", "blocks.2:'"),
+        ("blocks.9:12", "blocks.2:'"),
+        ("blocks.2:1", "blocks.2:'"),
         ("clasifier.weight", "classifier.weight"),
         ("Stem", "stem"),
     ],
