@@ -74,8 +74,10 @@ class ImageRows:
         return {name: torch.from_numpy(part) for name, part in parts.items()}
 
 
-def opened(picture: Any) -> Image:
+def opened(picture: Any, least: int = 0) -> Image:
     """The picture as RGB, from a path, encoded bytes, an array (H, W[, 3]) or a PIL image.
+
+    `least`: pixels wide and high that are enough: a JPEG of twice that and more is decoded smaller, by 2, 4 or 8 (`Image.draft`).
 
     Raises:
         AffinageError: too many pixels, or not a readable picture.
@@ -96,6 +98,8 @@ def opened(picture: Any) -> Image:
             raise AffinageError(
                 f"a picture of {image.width} x {image.height} pixels: at most {MOST_PIXELS // 10**6} million; shrink it first"
             )
+        if least:
+            image.draft("RGB", (least, least))  # of a JPEG that is not decoded yet; else it does nothing
         return ImageOps.exif_transpose(image).convert("RGB")
     except AffinageError:
         raise
@@ -179,9 +183,9 @@ def resized(processor: Any, pictures: Sequence[Any]) -> np.ndarray:
 class Decoded:
     """N pictures, each decoded and resized whenever it is looked at."""
 
-    def __init__(self, inputs: Sequence[Any], processor: Any, *, plain: bool) -> None:
-        """`plain`: resized only, as uint8; else all that the processor does, as float32."""
-        self.inputs, self.processor, self.plain = inputs, processor, plain
+    def __init__(self, inputs: Sequence[Any], processor: Any, *, plain: bool, least: int = 0) -> None:
+        """`plain`: resized only, as uint8; else all that the processor does, as float32. `least`: as `opened` has it."""
+        self.inputs, self.processor, self.plain, self.least = inputs, processor, plain, least
         self.pool = ThreadPoolExecutor(max_workers=2)  # Pillow decodes outside the interpreter lock
 
     def __len__(self) -> int:
@@ -192,22 +196,37 @@ class Decoded:
         return np.stack(list(self.pool.map(self._one, np.arange(len(self))[at] if isinstance(at, slice) else at)))
 
     def _one(self, row: int) -> np.ndarray:
-        image = opened(self.inputs[row])
+        image = opened(self.inputs[row], self.least)
         if self.plain:
             return resized(self.processor, [image])[0].astype(np.uint8)
         return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
 
 
-def encoded(inputs: Sequence[Any], processor: Any, whole: Any = None) -> ImageRows:
+def enough(processor: Any) -> int:
+    """Pixels wide and high from which the processor's own shrinking gives all but the same; 0 where all of them are wanted.
+
+    Twice the sides that it shrinks to: of photographs as large as a camera's pixels then move by less than half a level on
+    average (`benchmarks/decode.py`).
+    """
+    size = getattr(processor, "size", None)
+    told = dict(size) if isinstance(size, Mapping) else dict(vars(size)) if hasattr(size, "__dict__") else {}
+    known = {name: side for name, side in told.items() if side}
+    if not known or not getattr(processor, "do_resize", False) or not known.keys() <= {"height", "width", "shortest_edge"}:
+        return 0
+    return 2 * max(known.values())
+
+
+def encoded(inputs: Sequence[Any], processor: Any, whole: Any = None, least: int = 0) -> ImageRows:
     """Every picture decoded and resized as the checkpoint's processor does it: once, where memory or the disk holds them.
 
-    `whole`: a picture that fills what the processor gives, where others are padded and so do not show how it scales.
+    `whole`: a picture that fills what the processor gives, where others are padded and so do not show how it scales. `least`: as
+    `opened` has it.
     """
     if not len(inputs):
         return ImageRows(np.zeros((0, 3, 1, 1), np.uint8), np.ones(3, np.float32), np.zeros(3, np.float32))
     found = affine(processor, opened(inputs[0] if whole is None else whole))
     scale, shift = found or (np.ones(3, np.float32), np.zeros(3, np.float32))
-    decoded = Decoded(inputs, processor, plain=found is not None)
+    decoded = Decoded(inputs, processor, plain=found is not None, least=least)
     first = decoded[np.arange(1)]
     size = first.nbytes * len(inputs)
     if size > spool.limit() and size > spool.free() // 2:  # the other half is for what is computed once, and for the run

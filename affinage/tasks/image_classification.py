@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from affinage.classification import Classification
-from affinage.pictures import ImageRows, encoded, opened
+from affinage.pictures import ImageRows, encoded, enough, opened
 from affinage.types import Batch
 
 if TYPE_CHECKING:
@@ -39,8 +39,11 @@ class ImageClassification(Classification):
         return model, pretrained.image_processor(source, task=self.name, revision=revision)
 
     def encode(self, inputs: Sequence[Any], processor: Any, model: Any, *, max_length: int | None = None) -> ImageRows:
-        """Every picture decoded and resized as the checkpoint's processor does it: once, where memory or the disk holds them."""
-        return encoded(inputs, processor)
+        """Every picture decoded and resized as the checkpoint's processor does it: once, where memory or the disk holds them.
+
+        A large JPEG is decoded at the size needed (`pictures.enough`).
+        """
+        return encoded(inputs, processor, least=enough(processor))
 
     def example(self) -> Image:
         from PIL import Image
@@ -61,7 +64,7 @@ class ImageClassification(Classification):
 
     def shown(self, thing: Any) -> dict[str, Any]:
         """A thumbnail: PNG, up to 128 pixels wide and high."""
-        image = opened(thing)
+        image = opened(thing, 256)
         image.thumbnail((128, 128))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
