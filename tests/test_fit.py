@@ -225,6 +225,20 @@ def gradients(made: Fitting, rows: np.ndarray) -> tuple[float, dict[str, torch.T
     return value, {n: p.grad.clone() for n, p in made.trained.items() if p.grad is not None}
 
 
+def test_convolutions_see_channels_last_and_the_optimizer_is_fused() -> None:
+    """What convolutions are fed and what they make lies channel by channel beside each other, so that nothing is laid anew."""
+    made = fitting("resnet", STAGE)
+    laid: list[bool] = []
+    for module in made.net.model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(
+                lambda m, args, out: laid.extend(t.is_contiguous(memory_format=torch.channels_last) for t in (args[0], out))
+            )
+    gradients(made, np.arange(4))
+    assert len(laid) > 10 and all(laid)
+    assert all(group["fused"] for group in made.optimizer.param_groups)
+
+
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 3.0])], ids=["plain", "weighted"])
 @pytest.mark.parametrize("stage", [{"accumulate": 3}, {"tokens": 20}], ids=["accumulate", "tokens"])
 def test_pieces_give_the_gradient_of_the_whole(stage: dict[str, int], weights: torch.Tensor | None) -> None:

@@ -20,9 +20,10 @@ import transformers as T
 from PIL import Image
 
 import affinage
-from affinage import plans, record, run
+from affinage import config, plans, record, run
 from affinage.cli import main
 from affinage.errors import AffinageError
+from affinage.inputs import prepare
 from affinage.run import plan_of
 from affinage.trained import remove
 
@@ -569,6 +570,12 @@ def test_unknown_labels_in_validation_and_test(bert: Path, tmp_path: Path) -> No
     assert made.record["validation"]["accuracy"] == 0.0
     rows = predictions(made)
     assert rows[0]["label"] is None and made.metrics["n"] == 30 and made.classes == ["fish", "fruit", "tool"]
+
+
+def test_a_network_of_pictures_lies_channels_last(resnet: Path, pictures: Path) -> None:
+    ready = prepare(config.make({"model": resnet, "data": pictures}))
+    kernels = [p for p in ready.model.parameters() if p.dim() == 4 and p.shape[2] > 1]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 def test_a_network_without_blocks_learns_uncut_and_says_why(
