@@ -157,7 +157,8 @@ class _Keeping:
                 from run to run, and with it the rounding of what is learnt.
         """
         if not self.estimate:
-            self.unit_seconds = ranks.shared(pace(self.cut, look.plain, self.precision))
+            train = next(one.plain for one in self.looks if one.name == "train")  # which has rows
+            self.unit_seconds = ranks.shared(pace(self.cut, train, self.precision))
             an_epoch = {one.name: int(one.rows.lengths.sum()) for one in self.looks}  # of several views one an epoch
             self.estimate = worth(
                 self.unit_seconds * sum(int(one.rows.lengths.sum()) for one in self.looks),

@@ -66,6 +66,18 @@ def predictions(made: affinage.Run, split: str = "test") -> list[dict[str, Any]]
     return [row for row in pq.read_table(made.path / "predictions.parquet").to_pylist() if row["split"] == split]
 
 
+def stopped(monkeypatch: pytest.MonkeyPatch, model: Path, data: Any, out: Path) -> None:
+    """A run in `out` that is stopped once it has learnt, before it leaves its model."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            affinage.fit(model, data, out=out, **QUICK)
+
+
 def weights(made: affinage.Run) -> bytes:
     return (made.path / "model.safetensors").read_bytes()
 
@@ -776,13 +788,7 @@ def test_resume_with_data_in_memory(bert: Path, text_run: affinage.Run, tmp_path
     """What lives in memory is given again; everything else is remembered."""
     out = tmp_path / "run"
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            affinage.fit(bert, tiny.splits(), out=out, **QUICK)
+    stopped(monkeypatch, bert, tiny.splits(), out)
     with pytest.raises(AffinageError):
         affinage.fit(out=out, resume=True)
     made = affinage.fit(data=tiny.splits(), out=out, resume=True)
@@ -795,13 +801,7 @@ def test_resume_refuses_what_the_run_did_not_begin_with(
     """Rather than to drop it without a word; the same command with --resume behind it goes on, from another folder too."""
     out = tmp_path / "run"
 
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "finish", stop)
-        with pytest.raises(KeyboardInterrupt):
-            affinage.fit(bert, texts, out=out, **QUICK)
+    stopped(monkeypatch, bert, texts, out)
     other: dict[str, Any] = {"epochs": 7, "plan": "full", "unfreeze": 1, "seed": 5, "test": texts / "test.csv", "views": 4}
     for name, value in other.items():
         with pytest.raises(AffinageError, match=rf"began with {name} .*, not {value}: leave that out .* or start again with"):
