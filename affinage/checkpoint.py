@@ -1,4 +1,9 @@
-"""Checkpoints: atomic, hash-listed folders of safetensors and JSON from which a run goes on bit by bit as if never stopped."""
+"""Checkpoints: atomic, hash-listed folders of safetensors and JSON from which a run goes on bit by bit as if never stopped.
+
+Tensors of which each rank holds a piece (`--shard`) are written by `torch.distributed.checkpoint`, a file a rank, through its
+storage of safetensors, which knows where each piece lies: what was saved on so many ranks is read by any other number, and
+nothing is pickled. What every rank has is one more such file, so that torch's own reader takes the folder as it is.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,21 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from affinage import ranks
 from affinage.errors import AffinageError
 
+WHOLE = "tensors.safetensors"  # what every rank has
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
 
 
@@ -66,28 +75,40 @@ def set_random_state(tensors: Mapping[str, torch.Tensor], state: Mapping[str, An
 def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
     """Write checkpoint number `order` under `folder`: all of it or nothing; the `KEPT` newest stay.
 
+    `tensors`: those that are in parts (`DTensor`) are written by all ranks together, each its own pieces, so that then all call
+    this; the others by rank 0.
+
     Raises:
         AffinageError: no space left on the disk; the checkpoints written before stay as they are.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".writing-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
-    part = folder / f".writing-{order:09d}"
-    part.mkdir()
+    part, final = folder / f".writing-{order:09d}", folder / f"step-{order:09d}"
+    apart = {k: v for k, v in tensors.items() if hasattr(v, "to_local")}
     try:
+        if ranks.first():
+            _begin(folder, part)
+        digests: list[dict[str, str]] = []
+        if apart:
+            ranks.alone(lambda: None)  # no rank writes before the folder is there
+            _save_pieces(part, apart)
+            mine = part.glob(f"shard-{ranks.number() + 1:05d}-*.safetensors")
+            digests = ranks.gathered({path.name: digest(path) for path in mine})
+        if not ranks.first():
+            return final
         rng, rng_state = random_state()
-        whole = {k: v.detach().contiguous().cpu().clone() for k, v in {**tensors, **rng}.items()}
-        save_file(whole, part / "tensors.safetensors")
+        whole = {k: v.detach().contiguous().cpu().clone() for k, v in {**tensors, **rng}.items() if k not in apart}
+        save_file(whole, part / WHOLE)
         (part / "state.json").write_text(json.dumps({**state, "order": order, "random": rng_state}), encoding="utf8")
-        manifest = {name: digest(part / name) for name in ("tensors.safetensors", "state.json")}
+        manifest = {name: digest(part / name) for name in (WHOLE, "state.json")}
+        for theirs in digests:
+            manifest |= theirs
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf8")
         for name in part.iterdir():
             with name.open("rb") as file:
                 os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
-        shutil.rmtree(part, ignore_errors=True)
+        if ranks.first():
+            shutil.rmtree(part, ignore_errors=True)
         raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then --resume") from error
-    final = folder / f"step-{order:09d}"
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
@@ -95,11 +116,39 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
     return final
 
 
+def _begin(folder: Path, part: Path) -> None:
+    """An empty folder to write in, and none that a kill left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    part.mkdir()
+
+
+def _save_pieces(part: Path, apart: dict[str, torch.Tensor]) -> None:
+    """This rank's pieces, as `shard-0000R-model-00001-of-00001.safetensors` with R from 1; all ranks call it."""
+    from torch.distributed.checkpoint import state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    try:
+        state_dict_saver.save(apart, storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
+    except CheckpointException as error:  # not an Exception; raised on all ranks, whichever of them failed
+        _told(error)
+
+
+def _told(error: Any) -> NoReturn:
+    """The first rank's own error, out of torch's collection of all."""
+    rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
+    raise OSError(f"rank {rank}: {cause}") from error
+
+
 def refused(folder: Path) -> str | None:
     """Why this checkpoint cannot be trusted, or None if its files are the ones that were written."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf8"))
-        for name in ("tensors.safetensors", "state.json"):
+        if odd := {path.name for path in folder.glob("*.safetensors")} - manifest.keys():
+            return f"{min(odd)} is none of the files that were written"
+        for name in {WHOLE, "state.json", *manifest}:
             if digest(folder / name) != manifest[name]:
                 return f"{name} is not the file that was written (truncated or changed)"
     except (OSError, ValueError, KeyError) as error:
@@ -107,17 +156,68 @@ def refused(folder: Path) -> str | None:
     return None
 
 
-def load(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
-    """(tensors, state, warnings) of the newest checkpoint whose hashes match, or None if there is none."""
-    warnings: list[str] = []
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that can be trusted. `tensors`: what was read of it, each whole; `path`: its folder, for those in parts."""
+
+    path: Path
+    state: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def under(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def newest(folder: Path) -> Saved | None:
+    """The newest checkpoint whose hashes match, without its tensors, or None if there is none.
+
+    Raises:
+        AffinageError: there are some, and none can be trusted.
+    """
+    doubts: list[str] = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         why = refused(path)
         if why is None:
-            warnings = [f"{warning}; the one before it is used" for warning in warnings]
-            return load_file(path / "tensors.safetensors"), json.loads((path / "state.json").read_text(encoding="utf8")), warnings
-        warnings.append(f"checkpoint {path.name} is refused: {why}")
-    if warnings:
+            state = json.loads((path / "state.json").read_text(encoding="utf8"))
+            return Saved(path, state, [f"{doubt}; the one before it is used" for doubt in doubts])
+        doubts.append(f"checkpoint {path.name} is refused: {why}")
+    if doubts:
         raise AffinageError(
-            f"no checkpoint in {folder} can be trusted ({warnings[0]}): start again without --resume, with --overwrite"
+            f"no checkpoint in {folder} can be trusted ({doubts[0]}): start again without --resume, with --overwrite"
         )
     return None
+
+
+def load(folder: Path) -> Saved | None:
+    """As `newest`, with all its tensors."""
+    found = newest(folder)
+    return replace(found, tensors=read(found.path)) if found else None
+
+
+def read(
+    path: Path, wanted: Callable[[str], bool] = bool, laid: Callable[[str, torch.Tensor], torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of one checkpoint whose names are `wanted`.
+
+    `laid(name, like)` may give, for one of the shape and dtype of `like` (which has no memory), a tensor in parts over the ranks:
+    then only this rank's piece of it is read.
+    """
+    found: dict[str, torch.Tensor] = {}
+    if not laid and not any(path.glob("shard-*.safetensors")):
+        with safe_open(path / WHOLE, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+    from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    about: Any = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    for name in filter(wanted, about):
+        like = torch.empty(about[name].size, dtype=about[name].properties.dtype, device="meta")
+        found[name] = laid(name, like) if laid else like
+        if found[name].is_meta:
+            found[name] = torch.empty_like(like, device="cpu")
+    with warnings.catch_warnings():  # that there is no process group: none is needed to read
+        warnings.simplefilter("ignore")
+        state_dict_loader.load(found, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    return found

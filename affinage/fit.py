@@ -148,16 +148,20 @@ class Fitting:
 
     # -------------------------------------------------------------------------------------------------- checkpoint
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """(tensors, JSON) that `restore` takes."""
+        """(tensors, JSON) that `restore` takes; a tensor in parts over the ranks is a `DTensor`."""
         tensors = {f"weights.{n}": t for n, t in self.learned().items()}
         tensors |= {f"average.{n}": t for n, t in self.average.items()} | {f"best.{n}": t for n, t in self.best.items()}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(self.names, parameters, strict=True):
             tensors |= {f"optimizer.{name}.{k}": v for k, v in self.optimizer.state.get(parameter, {}).items()}
         if self.shards:
-            tensors = {k: self.shards.whole(_parameter(k), t) for k, t in tensors.items()}
+            tensors = {k: self.shards.laid(_parameter(k), t) for k, t in tensors.items()}
         tensors = {k: self.named.whole(_parameter(k), t, moment=k.startswith("optimizer.")) for k, t in tensors.items()}
         return tensors, {"progress": vars(self.progress).copy(), "trained": sorted(self.trained), "steps": self.steps}
+
+    def laid(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """What `restore` takes for the tensor `name` of the shape of `like`: for one in parts this rank's, to be read into."""
+        return self.shards.laid(_parameter(name), like) if self.shards else like
 
     def restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Go on from there.
@@ -170,9 +174,8 @@ class Fitting:
                 "the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings"
             )
 
-        tensors = {k: self.named.part(_parameter(k), t.to(self.where)) for k, t in tensors.items()}
-        if self.shards:
-            tensors = {k: self.shards.part(_parameter(k), t) for k, t in tensors.items()}
+        local = {k: getattr(t, "to_local", lambda t=t: t)() for k, t in tensors.items()}
+        tensors = {k: self.named.part(_parameter(k), t.to(self.where)) for k, t in local.items()}
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {k.removeprefix(prefix): v.to(self.where) for k, v in tensors.items() if k.startswith(prefix)}

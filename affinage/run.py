@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from affinage import __version__, checkpoint, config, ranks, stages, starters, team
 from affinage.check import write as write_findings
+from affinage.checkpoint import Saved
 from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
@@ -24,11 +26,12 @@ from affinage.inputs import Inputs, check_data, net_of, plan_json, plan_of, prep
 from affinage.lora import adapt, merge
 from affinage.progress import Bar
 from affinage.record import Records
-from affinage.story import Story, sample_of
+from affinage.story import CARRIED, STAGE, Story, sample_of
 from affinage.trained import Run, known, load, remove
 from affinage.types import Cost, Finding, Outcome
 
 ANEW = {"data", "cache", "cache_gb", "out"}  # what a run that goes on may be told anew: of the data the fingerprint is compared
+SEEN = 60.0  # seconds in which a file that rank 0 wrote has to show on the other machines
 COMMIT = re.compile("[0-9a-f]{40}")
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
@@ -136,10 +139,12 @@ def _alike(here: Any, there: Any) -> bool:
 def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     """The stages of the plan in order, then the ending."""
     settings = inputs.settings
-    resumed = _last(out) if state else None
+    resumed = _last(out, shard=settings.shard and ranks.count() > 1) if state else None
     # Reading may have taken minutes, in which another run may have begun here.
     if ranks.shared(ranks.first() and state is None and not settings.overwrite and known(out) is not None):
         raise AffinageError(f"another run began in {out} meanwhile: choose another --out")
+    if settings.shard and ranks.count() > 1:
+        _seen_by_all(out)
     if ranks.first() and state is None and out.exists():
         remove(out)
     header = {
@@ -156,17 +161,15 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     if ranks.first():
         _begin(out, header, inputs.findings)
     story = Story(inputs, out, header)
-    tensors: dict[str, torch.Tensor] = {}
-    saved: dict[str, Any] = {}
     if resumed:
-        tensors, saved, warnings = resumed
-        for warning in warnings if ranks.first() else ():
+        saved = resumed.state
+        for warning in resumed.warnings if ranks.first() else ():
             print(f"affinage: {warning}", file=sys.stderr)
-        story.carried = {k.removeprefix("carried."): v.to(device()) for k, v in tensors.items() if k.startswith("carried.")}
+        story.carried = {k: v.to(device()) for k, v in resumed.under(CARRIED).items()}
         story.outcomes = [Outcome(o["stage"], Cost(**o["cost"]), o["validation"], o["details"]) for o in saved["outcomes"]]
         story.stage, story.kept, story.order = saved["stage"], saved["kept"], saved["order"]
         story.cuts = saved.get("cuts", {})
-    keep = saved.get("records") if resumed else None
+    keep = resumed.state.get("records") if resumed else None
     story.records = Records(out / "records.jsonl" if ranks.first() else None, keep=keep)
     with Bar(quiet=settings.quiet or not ranks.first()) as bar, closing(story.records):
         cost = _encode(inputs, bar)
@@ -188,9 +191,8 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
             if stage.how == "solve":
                 stages.solved(story, stage, bar)
             else:
-                going = saved.get("fitting") if resumed and index == saved["stage"] else None
-                stage_tensors = {k.removeprefix("stage."): v for k, v in tensors.items() if k.startswith("stage.")}
-                stages.fitted(story, stage, bar, stage_tensors if going else None, going, tensors)
+                within = resumed is not None and index == resumed.state["stage"] and resumed.state["fitting"]
+                stages.fitted(story, stage, bar, resumed if within else None)
             story.stage = index + 1
             story.save()
         story.put()
@@ -200,13 +202,48 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         return finish(story, cost, bar)
 
 
-def _last(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[str]] | None:
-    """The newest checkpoint that can be trusted, as `checkpoint.load` has it; rank 0 reads it, and all hear of it."""
-    found = checkpoint.load(out / "checkpoints") if ranks.first() else None
-    words: Any = ranks.shared(found[1:] if found else None)
+def _last(out: Path, *, shard: bool) -> Saved | None:
+    """The newest checkpoint that can be trusted; rank 0 reads it, and all hear of it.
+
+    `shard`: the state of the stage that goes on is not among its tensors: each rank will read its own part.
+    """
+    found = checkpoint.newest(out / "checkpoints") if ranks.first() else None
+    words: Any = ranks.shared((found.path.name, found.state, found.warnings) if found else None)
     if words is None:
         return None
-    return ranks.sent(found[0] if found else {}), words[0], words[1]
+    name, state, warnings = words
+    path = out / "checkpoints" / name
+    tensors = checkpoint.read(path, lambda tensor: not (shard and tensor.startswith(STAGE))) if ranks.first() else {}
+    return Saved(path, state, warnings, ranks.sent(tensors))
+
+
+def _seen_by_all(out: Path) -> None:
+    """Weights in parts are saved by every rank in the run folder.
+
+    Raises:
+        AffinageError: one does not see the folder that rank 0 writes in.
+    """
+    token, new = out / f".seen-{secrets.token_hex(8)}", not out.exists()
+    if ranks.first():
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            token.touch()
+        except OSError as error:
+            raise _unwritable(out, error) from error
+    token = out / ranks.shared(token.name)
+    end = time.monotonic() + min(SEEN, team.patience() / 2)
+    while not (there := token.exists()) and time.monotonic() < end:  # a network's folder may lag
+        time.sleep(0.1)
+    blind = [rank for rank, sees in enumerate(ranks.gathered(there)) if not sees]
+    if ranks.first():
+        token.unlink()
+        if new:
+            out.rmdir()
+    if blind:
+        raise AffinageError(
+            f"rank {blind[0]} does not see {out}, where with --shard each rank saves its part: "
+            "choose an --out that all machines share, or leave --shard out"
+        )
 
 
 def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> None:
@@ -219,7 +256,11 @@ def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> No
     except OSError as error:
         if new:
             shutil.rmtree(out, ignore_errors=True)
-        raise AffinageError(f"cannot write the run in {out} ({error.strerror}): mend that, or choose another --out") from error
+        raise _unwritable(out, error) from error
+
+
+def _unwritable(out: Path, error: OSError) -> AffinageError:
+    return AffinageError(f"cannot write the run in {out} ({error.strerror}): mend that, or choose another --out")
 
 
 def _encode(inputs: Inputs, bar: Bar) -> Cost:

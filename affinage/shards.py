@@ -69,27 +69,21 @@ class Shards:
         if norm > 0:
             torch._foreach_mul_([*apart, *alike], min(1.0, most / (norm + 1e-6)))
 
-    def whole(self, name: str, part: torch.Tensor) -> torch.Tensor:
-        """The full tensor of which each rank gives its part, laid out as parameter `name`; itself where that is not in parts."""
-        from torch.distributed.tensor import DTensor
+    def laid(self, name: str, part: torch.Tensor) -> torch.Tensor:
+        """The tensor in parts (a `DTensor`) of which this is the rank's, laid out as parameter `name`; itself where it is whole.
+
+        `part` may be the whole tensor without memory (on `meta`): then the parts are new ones, with nothing in them yet.
+        """
+        from torch.distributed.tensor import DTensor, empty
 
         like = self.parts.get(name)
         if like is None or part.dim() != like.dim():  # a count of steps is not in parts
             return part
-        made = DTensor.from_local(
+        if part.is_meta:
+            return empty(*like.shape, dtype=part.dtype, device_mesh=like.device_mesh, placements=like.placements)
+        return DTensor.from_local(
             part.detach(), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
         )
-        full = made.full_tensor()
-        return full.cpu() if ranks.first() else full.new_empty(0)  # rank 0 writes it; no other keeps it
-
-    def part(self, name: str, full: torch.Tensor) -> torch.Tensor:
-        """The inverse of `whole`."""
-        from torch.distributed.tensor import distribute_tensor
-
-        like = self.parts.get(name)
-        if like is None or full.dim() != like.dim():
-            return full
-        return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
     @contextmanager
     def together(self) -> Iterator[None]:

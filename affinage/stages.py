@@ -6,13 +6,13 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from affinage import checkpoint, labels, ranks, replay, spool
+from affinage.checkpoint import Saved
 from affinage.facts import Clock
 from affinage.features import answered, passed
 from affinage.first import First
@@ -25,7 +25,7 @@ from affinage.progress import Bar
 from affinage.recompute import recomputed
 from affinage.record import Record, Records
 from affinage.solve import Head, solve
-from affinage.story import Some, Story
+from affinage.story import STAGE, Some, Story
 from affinage.types import Cost, Outcome, Rows, Stage
 
 PAYS = 1000  # rows of a pass from which it pays to look whether the last block can be cut short
@@ -102,13 +102,11 @@ def fitted(
     story: Story,
     stage: Stage,
     bar: Bar,
-    tensors: dict[str, torch.Tensor] | None,
-    going: dict[str, Any] | None,
-    whole: dict[str, torch.Tensor],
+    saved: Saved | None,
 ) -> None:
     """Stage 2: from the weights carried so far, at low rates; the best of where it began and its epochs goes on.
 
-    `tensors`, `going`: the state of this stage in the checkpoint that the run goes on from, whose tensors are `whole`.
+    `saved`: the checkpoint that the run goes on from, if it lies within this stage.
     """
     inputs = story.inputs
     ahead = story.frozen.pop(stage.name, None)
@@ -118,10 +116,10 @@ def fitted(
         _temper(inputs.net, stage.hand_over)
     fitting = _fitting(inputs, stage, frozen)
     start = {n: t.clone() for n, t in fitting.learned().items()}
-    if going and tensors is not None:
-        fitting.restore(tensors, going)
+    if saved:
+        fitting.restore(_own(fitting, saved), saved.state["fitting"])
         if ranks.count() == 1:  # several draw anew at each step
-            checkpoint.set_random_state(whole, _random(story.out))
+            checkpoint.set_random_state(saved.tensors, saved.state["random"])
     progress = fitting.progress
     if not ahead:  # else the stage that computed it has counted it
         progress.seconds += frozen.facts.get("seconds", 0.0)
@@ -261,10 +259,14 @@ def _rank(inputs: Inputs, scores: Mapping[str, Any]) -> list[float]:
     return inputs.task.rank(scores)
 
 
-def _random(out: Path) -> dict[str, Any]:
-    found = checkpoint.load(out / "checkpoints")
-    assert found is not None
-    return found[1]["random"]
+def _own(fitting: Fitting, saved: Saved) -> dict[str, torch.Tensor]:
+    """The state of the stage that a checkpoint holds: whole, or, where ranks hold parts, only this rank's, from the disk."""
+    if not fitting.shards:
+        return saved.under(STAGE)
+    parts = checkpoint.read(
+        saved.path, lambda name: name.startswith(STAGE), lambda name, like: fitting.laid(name.removeprefix(STAGE), like)
+    )
+    return {name.removeprefix(STAGE): tensor for name, tensor in parts.items()}
 
 
 def _validate(inputs: Inputs, frozen: Frozen | None = None) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from affinage.inputs import Inputs
 from affinage.record import Records
 from affinage.types import Batch, Outcome, Rows
 
+# the names under which tensors stand in a checkpoint: what the stages so far changed, and the state of the one that goes on
+CARRIED, STAGE = "carried.", "stage."
+
 
 class Story:
     """The state that a run carries from stage to stage, and that its checkpoints hold."""
@@ -34,11 +37,11 @@ class Story:
 
     def save(self, fitting: Fitting | None = None) -> None:
         tensors, state = fitting.state() if fitting else ({}, {})
-        if not ranks.first():
-            return
-        self.records.flush()
         self.order += 1
-        whole = {f"carried.{n}": t for n, t in self.carried.items()} | {f"stage.{n}": t for n, t in tensors.items()}
+        if not ranks.first() and not any(hasattr(t, "to_local") for t in tensors.values()):
+            return  # nothing is in parts: rank 0 has it all
+        self.records.flush()
+        whole = {CARRIED + n: t for n, t in self.carried.items()} | {STAGE + n: t for n, t in tensors.items()}
         checkpoint.save(
             self.out / "checkpoints",
             self.order,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,12 @@ MISSING = "no file or folder 'nothing'"
 Words = list[str]
 
 
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
 class Ranks:
     """Starts `affinage` commands, each as so many processes as are asked for, without a launcher around them."""
 
@@ -40,10 +47,7 @@ class Ranks:
 
     def start(self, count: int, *words: str, **env: str) -> list[int]:
         """Process ids, by rank."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        many = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "AFFINAGE_RANK_SECONDS": "60"}
+        many = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "AFFINAGE_RANK_SECONDS": "60"}
         return [self.starters[i].start(*words, **(many if count > 1 else {}), RANK=str(i), **env) for i in range(count)]
 
     def wait(self, count: int) -> tuple[list[int], list[str]]:
@@ -235,6 +239,33 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(
     launch.killed(before, [*text, *shard], tmp_path / "run")
     launch.run(3 - before, "fit", "--resume", "--out", str(tmp_path / "run"))
     close(whole, tmp_path / "run")
+
+
+def test_parts_are_saved_by_every_rank_and_none_is_sent(text: Words, launch: Ranks, tmp_path: Path) -> None:
+    """Each checkpoint in the middle of a sharded stage is a file a rank; two go on from it, and one does."""
+    out = tmp_path / "run"
+    launch.killed(2, [*text, "--shard"], out)
+    (last,) = sorted((out / "checkpoints").glob("step-*"))[-1:]
+    pieces = [load_file(path) for path in sorted(last.glob("shard-*.safetensors"))]
+    whole = load_file(last / "tensors.safetensors")
+    assert len(pieces) == 2 and pieces[0].keys() == pieces[1].keys() and not pieces[0].keys() & whole.keys()
+    assert any(name.endswith(".exp_avg") for name in pieces[0]) and any(name.startswith("stage.weights.") for name in pieces[0])
+    shutil.copytree(out, tmp_path / "again")
+    launch.run(2, "fit", "--resume", "--out", str(out))
+    launch.run(1, "fit", "--resume", "--out", str(tmp_path / "again"))
+    close(out, tmp_path / "again")
+
+
+def test_a_machine_that_does_not_see_the_run_folder(text: Words, launch: Ranks, tmp_path: Path) -> None:
+    """Parts are saved by every rank: one that would write elsewhere is refused before anything learns."""
+    words = [*text, "--shard", "--out"]
+    others = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "AFFINAGE_RANK_SECONDS": "20"}
+    for rank, starter in enumerate(launch.starters):
+        starter.start(*words, str(tmp_path / str(rank)), RANK=str(rank), **others)
+    codes, told = launch.wait(2)
+    assert codes == [2, 2]
+    assert "rank 1 does not see" in told_once(told) and "--shard" in told_once(told)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

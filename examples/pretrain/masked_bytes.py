@@ -206,10 +206,10 @@ def main(words: Sequence[str] | None = None) -> Path:
     told.out.mkdir(parents=True, exist_ok=True)
     saved = checkpoint.load(told.out / "checkpoints")
     if saved:
-        tensors, state, _ = saved
+        tensors, state = saved.tensors, saved.state
         fitting.restore(tensors, state)
         checkpoint.set_random_state(tensors, state["random"])
-    records = Records(told.out / "records.jsonl", keep=saved[1]["records"] if saved else None)
+    records = Records(told.out / "records.jsonl", keep=saved.state["records"] if saved else None)
     started = time.perf_counter()
 
     def evaluate() -> list[float]:
