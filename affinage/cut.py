@@ -3,7 +3,8 @@
 No table per architecture. Below the cut are the outermost modules that have finished when block k begins. On resuming, the
 model's own forward runs with each of them replaced by a stub that returns what the module left. Most of what they left is never
 looked at again: which of it reaches the logits is found by spoiling one tensor after the other. So masks, skip connections,
-several backbones and encoder outputs need no code of their own.
+several backbones and encoder outputs need no code of their own. Of what does reach them, a table of tokens by tokens is made
+anew by the first module that left it, on zeros where its input is not at hand and does not reach the table.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ from affinage.types import Batch, Rows
 
 CAPTURED = "captured."  # the names under which what was captured travels in a batch: captured.0, captured.1, ...
 LAID = "laid."  # and once they are laid out again
+Place = tuple[int, int]  # which of the calls below the cut, and which leaf of what it left
+Values = Mapping[Place, torch.Tensor]
+
 CLOSE = 1e-4  # largest difference of logits, as a share of the largest one, that rounding explains in fp32
 
 
@@ -44,11 +48,13 @@ class Left:
     turn: int  # which call of this module it is, from 0
     spec: TreeSpec
     leaves: list[Any]
-    again: bool = False  # run it again: it is cheap and depends on no row (rotary embeddings, a norm of a table)
+    # leaf -> the call and its leaf that is made anew in its stead, by running that call: what hangs on no row (rotary embeddings,
+    # a norm of a table), and tables of tokens by tokens, too large to keep (T5's position bias: from the first block for all)
+    again: dict[int, Place] = field(default_factory=dict)
 
 
 class Cut:
-    """A network cut before block k. `share`: how much of the arithmetic of a forward pass lies below, from 0 to 1."""
+    """A network cut before block k. `share`: how much of the arithmetic of a forward pass it saves, from 0 to 1."""
 
     def __init__(self, net: Net, k: int, rows: Rows, precision: str = "fp32") -> None:
         """Look at the network through a few rows; leaves it in eval mode, draws no random number. `k` = L: before the head.
@@ -159,7 +165,7 @@ class Cut:
             ]
 
     @torch.no_grad()
-    def _kept(self, batch: Batch) -> list[tuple[int, int]]:
+    def _kept(self, batch: Batch) -> list[Place]:
         """Which of the tensors left below the cut reach the logits: those that change them when spoiled."""
         values = {
             (i, j): leaf
@@ -169,35 +175,44 @@ class Cut:
         }
 
         want = self.seen(self._forward(batch, _copied(values)))
-        needed: dict[int, list[int]] = defaultdict(list)
-        for place, value in values.items():
-            try:
-                got = self.seen(self._forward(batch, {**_copied(values), place: _spoiled(value)}))
-            except Exception:  # an index out of range, a check of the model's own
-                got = []
-            if len(got) != len(want) or not all(map(torch.equal, got, want)):
-                needed[place[0]].append(place[1])
-        kept: list[tuple[int, int]] = []
-        for i, places in needed.items():
-            layouts: list[Layout] = [self.left[i].leaves[j] for j in places]
-            if all(layout.batch is None for layout in layouts):
-                self.left[i].again = True
-            elif any(layout.batch is None or len(layout.tokens) > 1 for layout in layouts):
-                raise Uncuttable(f"{self.left[i].name} leaves a table of tokens by tokens for what follows")
-            else:
-                kept += [(i, j) for j in places]
+        reaching: set[Place] = set()
+        places = list(values)
+        while found := self._reaching(batch, values, want, places):
+            reaching |= found
+            last = 0
+            for i, j in found:
+                layout: Layout = self.left[i].leaves[j]
+                if layout.batch is None or len(layout.tokens) > 1:  # often handed on as it is: from the first that left it
+                    source = next(place for place in values if torch.equal(values[place], values[i, j]))
+                    self.left[i].again[j] = source
+                    last = max(last, source[0])
+            places = [place for place in values if place[0] < last and place not in reaching]  # these may reach through it
+        kept = sorted((i, j) for i, j in reaching if j not in self.left[i].again)
         if not kept:
             raise Uncuttable("nothing below it reaches the logits")
         return kept
 
+    def _reaching(self, batch: Batch, values: Values, want: list[torch.Tensor], places: list[Place]) -> set[Place]:
+        """Which of the places change the logits when what was left there is spoiled."""
+        found: set[Place] = set()
+        for place in places:
+            try:
+                got = self.seen(self._forward(batch, {**_copied(values), place: _spoiled(values[place])}))
+            except Exception:  # an index out of range, a check of the model's own
+                got = []
+            if len(got) != len(want) or not all(map(torch.equal, got, want)):
+                found.add(place)
+        return found
+
     def _share(self, batch: Batch) -> float:
-        """Of the arithmetic of a forward pass (matrix products and convolutions), the share below the cut."""
+        """Of the arithmetic of a forward pass (matrix products and convolutions), the share that resuming leaves out."""
         with torch.no_grad():
-            with _Arithmetic() as below:
-                self.capture(batch)
+            values = dict(zip(self.kept, self.capture(batch), strict=True))
+            with _Arithmetic() as above:
+                self._forward(batch, values)
             with _Arithmetic() as whole:
                 self.model(**batch)
-        return below.total / max(1, whole.total)
+        return 1 - above.total / max(1, whole.total)
 
     @torch.no_grad()
     def _check(self, rows: Rows, low: int, long: int) -> None:
@@ -230,14 +245,14 @@ class Cut:
         mask = self.mask(batch)
         return [layout.pack(v, mask) for v, layout in zip(self.capture(batch), self.layouts(), strict=True)]
 
-    def _unpacked(self, batch: Batch, units: list[torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
+    def _unpacked(self, batch: Batch, units: list[torch.Tensor]) -> dict[Place, torch.Tensor]:
         mask, size, tokens = self.mask(batch), _size(batch), self._tokens(batch)
         return {
             place: layout.unpack(u, mask, size, tokens) for place, layout, u in zip(self.kept, self.layouts(), units, strict=True)
         }
 
     # -------------------------------------------------------------------------------------------------------------- stubs
-    def _forward(self, batch: Batch, values: Mapping[tuple[int, int], torch.Tensor]) -> Any:
+    def _forward(self, batch: Batch, values: Values) -> Any:
         with self._stubs(values, _size(batch), self._tokens(batch)):
             return self.model(**batch)
 
@@ -248,26 +263,37 @@ class Cut:
         return first.shape[1] if first is not None else 0
 
     @contextmanager
-    def _stubs(self, values: Mapping[tuple[int, int], torch.Tensor], rows: int, tokens: int) -> Iterator[None]:
+    def _stubs(self, values: Values, rows: int, tokens: int) -> Iterator[None]:
         """Every module below the cut returns, at its first calls, what is in `values`, or zeros where nothing looks at it."""
         calls: dict[nn.Module, list[int]] = defaultdict(list)
         for i, call in enumerate(self.left):
             calls[call.module].append(i)
+        sources = {i for call in self.left for i, _ in call.again.values()}
+        anew: dict[int, list[Any]] = {}
 
         def stub(module: nn.Module, turns: Iterator[int], own: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 i = next(turns, None)
-                if i is None or self.left[i].again:  # called once more above the cut, or cheap
+                if i is None:  # called once more, above the cut
                     return own(*args, **kwargs)
+                call = self.left[i]
+                if i in sources:
+                    with torch.no_grad():
+                        output = own(*args, **kwargs)
+                    anew[i] = tree_flatten(output)[0]
+                    if not any((i, j) in values for j in range(len(call.leaves))):
+                        return output
                 leaves = [
-                    values[i, j]
+                    anew[call.again[j][0]][call.again[j][1]]
+                    if j in call.again
+                    else values[i, j]
                     if (i, j) in values
                     else torch.zeros(leaf.shape(rows, tokens), dtype=leaf.dtype, device=self.where)
                     if isinstance(leaf, Layout)
                     else leaf
-                    for j, leaf in enumerate(self.left[i].leaves)
+                    for j, leaf in enumerate(call.leaves)
                 ]
-                return tree_unflatten(leaves, self.left[i].spec)
+                return tree_unflatten(leaves, call.spec)
 
             return forward
 
@@ -378,7 +404,7 @@ def _mask(batch: Batch) -> torch.Tensor | None:
     return batch.get("attention_mask")
 
 
-def _copied(values: Mapping[tuple[int, int], torch.Tensor]) -> dict[tuple[int, int], torch.Tensor]:
+def _copied(values: Values) -> dict[Place, torch.Tensor]:
     """Tensors of their own: the model may write into them in place."""
     return {place: value.clone() for place, value in values.items()}
 

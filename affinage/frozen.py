@@ -27,7 +27,7 @@ from affinage.store import Column, Entry, Store
 from affinage.types import Batch, Rows, Stage
 from affinage.views import Augmented, Views
 
-PAYS = 0.05  # least share of a forward pass below the cut: reading a row back is not free (a table of word embeddings has 0)
+PAYS = 0.05  # least share of a forward pass that a cut saves: reading a row back is not free (a table of word embeddings has 0)
 
 
 @dataclass
@@ -283,7 +283,7 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
     if why or cut is None:
         raise _Uncut(why, address)
     if cut.share < PAYS:
-        raise _Uncut(f"{cut.share:.0%} of a forward pass lies below it", None if k == 0 else address)
+        raise _Uncut(f"it saves {cut.share:.0%} of a forward pass", None if k == 0 else address)
     return cut, k
 
 

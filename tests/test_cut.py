@@ -80,11 +80,8 @@ def test_family(name: str) -> None:
     parameters = dict(model.named_parameters())
     mask = batch.get("attention_mask")
     buffers = {n: b.clone() for n, b in model.named_buffers()}
-    only, allowed = ALL[name].cuts, 1e-6 if ALL[name].rounds else 0.0
-    for k in sorted(set(range(len(net.blocks))) - set(only)) if only else ():
-        with pytest.raises(Uncuttable, match="a table of tokens by tokens"):
-            Cut(net, k, Given(batch))
-    for k in only or sorted({0, len(net.blocks) // 2, len(net.blocks) - 1}):
+    allowed = 1e-6 if ALL[name].rounds else 0.0
+    for k in sorted({0, len(net.blocks) // 2, len(net.blocks) - 1}):
         cut = Cut(net, k, Given(batch))
         with torch.no_grad():
             whole, values = model(**batch).logits, cut.capture(batch)
@@ -242,7 +239,7 @@ def test_padding_that_counts() -> None:
 
 
 def test_tables_of_tokens_by_tokens() -> None:
-    """T5 hands its position bias, with the mask in it, from the first block to all others."""
+    """T5 hands its position bias, with the mask in it, from the first block to all others: it is made again, not kept."""
     sizes = dict(vocab_size=99, d_model=32, d_kv=16, d_ff=64, num_layers=3, num_heads=2, decoder_start_token_id=0)
     torch.manual_seed(0)
     model = T.T5EncoderModel(T.T5Config(**sizes))
@@ -257,10 +254,56 @@ def test_tables_of_tokens_by_tokens() -> None:
             return SimpleNamespace(logits=self.head(self.body(**batch).last_hidden_state[:, 0]))
 
     net = Net.of(Whole(), tokens())
-    assert len(net.blocks) == 3
-    Cut(net, 0, sentences())
-    with pytest.raises(Uncuttable, match="a table of tokens by tokens"):
-        Cut(net, 2, sentences())
+    rows = sentences()
+    shares = []
+    for k in range(3):
+        cut = Cut(net, k, rows)
+        assert [layout.unit for layout in cut.layouts()] == [(32,)]  # no table is kept
+        shares.append(cut.share)
+        for chosen in ([1, 4, 9], [4]):
+            inputs = rows.batch(np.asarray(chosen))
+            with torch.no_grad():
+                assert torch.equal(Resumed(cut)(**beside(cut, inputs)).logits, net.model(**inputs).logits)
+    assert shares[0] == 0 and abs(shares[1]) < 1e-3 and shares[2] > 0.3  # the first block is run again for its table
+
+
+def test_a_table_made_of_another() -> None:
+    """The first block makes it of what a module before it has left; both are made anew, and what the row holds alone is kept."""
+
+    class Near(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            if table.shape[-1] == 1:
+                table = table.squeeze(-1).tanh()
+            return self.second(torch.relu(self.first(table @ (x * mask[..., None])))), table
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(num_labels=3)
+            self.embed, self.near = nn.Embedding(99, 8), nn.Embedding(30, 1)
+            self.blocks = nn.ModuleList(Near() for _ in range(3))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+            x, places = self.embed(input_ids), torch.arange(input_ids.shape[1])
+            table = self.near((places[:, None] - places).abs())
+            for block in self.blocks:
+                x, table = block(x, attention_mask, table)
+            return SimpleNamespace(logits=self.head(x[:, 0]))
+
+    torch.manual_seed(0)
+    net = Net.of(Whole(), tokens())
+    rows = sentences()
+    cut = Cut(net, 2, rows)
+    assert [layout.unit for layout in cut.layouts()] == [(8,)]
+    assert {call.name for call in cut.left if call.again} == {"near", "blocks.1"}
+    inputs = rows.batch(np.asarray([1, 4, 9]))
+    with torch.no_grad():
+        assert torch.equal(Resumed(cut)(**beside(cut, inputs)).logits, net.model(**inputs).logits)
 
 
 def test_no_blocks_no_rows() -> None:

@@ -284,7 +284,7 @@ def test_how_bytes_become_numbers_is_part_of_the_key(cache: Path) -> None:
         (replace(STAGE, augment="light"), {}, "augmentation 'light' changes the rows each time", "blocks.2"),
         (replace(STAGE, mix=0.5), {"views": 2}, "pictures are mixed anew each time", "blocks.2"),
         (replace(STAGE, rates=(("*", 1e-3),)), {}, "what stands before the first block learns", None),
-        (replace(STAGE, rates=(("blocks", 1e-3), ("*", None))), {}, "0% of a forward pass lies below it", None),
+        (replace(STAGE, rates=(("blocks", 1e-3), ("*", None))), {}, "it saves 0% of a forward pass", None),
         (STAGE, {"budget": 1e-6}, "MB are more than --cache-gb 1e-06", "blocks.2"),
         (STAGE, {"rows": {"train": sentences(0, 0)}}, "there are no rows", "blocks.2"),
         (

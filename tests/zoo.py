@@ -18,7 +18,6 @@ class Family(NamedTuple):
     blocks: list[str]  # module names, written down by hand
     head: str | None  # the linear layer whose output is the logits
     slow: bool = False
-    cuts: tuple[int, ...] | None = None  # the only blocks that it can be cut before; none: any
     rounds: bool = False  # its attention rounds otherwise where its weights do not learn
 
 
@@ -73,7 +72,6 @@ def family(
     blocks: list[str],
     head: str | None = "classifier",
     slow: bool = False,
-    cuts: tuple[int, ...] | None = None,
     rounds: bool = False,
     **sizes: object,
 ) -> Family:
@@ -83,7 +81,7 @@ def family(
         torch.manual_seed(0)
         return getattr(T, kind)(getattr(T, config)(**sizes, **CLASSES)), batch()
 
-    return Family(make, blocks, head, slow, cuts, rounds)
+    return Family(make, blocks, head, slow, rounds)
 
 
 def row(prefix: str, count: int = 3) -> list[str]:

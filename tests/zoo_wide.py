@@ -229,7 +229,6 @@ WIDE: dict[str, Family] = {
         row("transformer.encoder.block") + row("transformer.decoder.block"),
         "classification_head.out_proj",
         True,
-        (0, 3),  # elsewhere a table of tokens by tokens, made in the first block of a stack, goes with the row
         dropout_rate=0.0,  # one module drops out below the encoder's blocks and above them
         vocab_size=99,
         d_model=32,
