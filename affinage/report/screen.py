@@ -110,6 +110,8 @@ def _spent(known: dict[str, Any]) -> Pairs:
         pairs.append((stage["stage"], _took(stage.get("cost", {})) + reached))
         if cut := words.cut((known.get("cuts") or {}).get(stage["stage"]) or {}):
             pairs.append(("", cut))
+        if seconds := (stage.get("details") or {}).get("compiling_seconds"):
+            pairs.append(("", f"of it {words.duration(seconds)} of compiling (--compile)"))
     if known.get("cost"):
         pairs.append(("whole run", _took(known["cost"])))
     return pairs

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from affinage.report import screen
+from affinage.report.folder import facts
 
 
 class Terminal(io.StringIO):
@@ -55,3 +56,11 @@ def test_rows_that_leaked_and_were_left_out_are_said_to_be(how: str, reviews_run
     known["settings"]["leaks"] = how
     (leak,) = [text for name, text in dict(screen.summary(known))["data"] if name == "leak"]
     assert leak == "8 test rows are also in train" + ("; these were left out of training" if how == "drop" else "")
+
+
+def test_what_compiling_took_is_said(reviews_run: Path) -> None:
+    known = facts(reviews_run)
+    assert "--compile" not in str(screen.summary(known))
+    known["stages"][-1]["details"]["compiling_seconds"] = 75.0
+    spent = next(pairs for name, pairs in screen.summary(known) if name == "cost")
+    assert ("", "of it 1 min 15 s of compiling (--compile)") in spent
