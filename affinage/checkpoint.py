@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from affinage import ranks
+from affinage import ranks, reach
 from affinage.errors import AffinageError
 
 WHOLE = "tensors.safetensors"  # what every rank has
@@ -101,6 +101,8 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         manifest = {name: digest(part / name) for name in (WHOLE, "state.json")}
         for theirs in digests:
             manifest |= theirs
+        if missing := [name for name in manifest if not (part / name).exists()]:
+            raise OSError(f"{missing[0]} is not there: the ranks do not write in the same folder any more")
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf8")
         for name in part.iterdir():
             with name.open("rb") as file:
@@ -137,9 +139,11 @@ def _save_pieces(part: Path, apart: dict[str, torch.Tensor]) -> None:
 
 
 def _told(error: Any) -> NoReturn:
-    """The first rank's own error, out of torch's collection of all."""
+    """The first rank's own error, out of torch's collection of all, which takes even Ctrl-C for one of writing."""
     rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
-    raise OSError(f"rank {rank}: {cause}") from error
+    if isinstance(cause, (OSError, SafetensorError)):
+        raise OSError(f"rank {rank}: {cause}") from error
+    raise cause
 
 
 def refused(folder: Path) -> str | None:
@@ -204,11 +208,32 @@ def read(
     `laid(name, like)` may give, for one of the shape and dtype of `like` (which has no memory), a tensor in parts over the ranks:
     then only this rank's piece of it is read.
     """
+    _all_there(path)
+    try:
+        return _read(path, wanted, laid)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AffinageError(f"cannot read the checkpoint {path} ({error}): mend that, then --resume") from error
+
+
+def _all_there(path: Path) -> None:
+    """Another machine's view of a folder that all share may lag behind that of rank 0, which has looked at the hashes."""
+    there = [path / "manifest.json"]
+    if all(reach.wait(there)):
+        there = [path / name for name in json.loads(there[0].read_text(encoding="utf8"))]
+        if all(reach.wait(there)):
+            return
+    raise AffinageError(f"rank {ranks.number()} does not see all of {path}: --resume once it does, or leave --shard out")
+
+
+def _read(
+    path: Path, wanted: Callable[[str], bool], laid: Callable[[str, torch.Tensor], torch.Tensor] | None
+) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     if not laid and not any(path.glob("shard-*.safetensors")):
         with safe_open(path / WHOLE, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
     from torch.distributed.checkpoint import state_dict_loader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     about: Any = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
@@ -217,7 +242,10 @@ def read(
         found[name] = laid(name, like) if laid else like
         if found[name].is_meta:
             found[name] = torch.empty_like(like, device="cpu")
-    with warnings.catch_warnings():  # that there is no process group: none is needed to read
-        warnings.simplefilter("ignore")
-        state_dict_loader.load(found, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    try:
+        with warnings.catch_warnings():  # that there is no process group: none is needed to read
+            warnings.simplefilter("ignore")
+            state_dict_loader.load(found, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+    except CheckpointException as error:
+        _told(error)
     return found

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from affinage import __version__, checkpoint, config, ranks, stages, starters, team
+from affinage import __version__, checkpoint, config, ranks, reach, stages, starters, team
 from affinage.check import write as write_findings
 from affinage.checkpoint import Saved
 from affinage.ending import explain, finish
@@ -31,7 +29,6 @@ from affinage.trained import Run, known, load, remove
 from affinage.types import Cost, Finding, Outcome
 
 ANEW = {"data", "cache", "cache_gb", "out"}  # what a run that goes on may be told anew: of the data the fingerprint is compared
-SEEN = 60.0  # seconds in which a file that rank 0 wrote has to show on the other machines
 COMMIT = re.compile("[0-9a-f]{40}")
 __all__ = ["Run", "check_data", "fit", "load", "plan_of"]
 
@@ -73,7 +70,7 @@ def _begun(wishes: config.Settings, out: Path) -> Run:
         raise AffinageError(f"{out} holds a run that failed ({state['error']}): start again with --overwrite")
     if state and state["status"] != "finished" and not (wishes.resume or wishes.overwrite):
         raise AffinageError(f"{out} holds a run that was stopped: go on with --resume, or start again with --overwrite")
-    if state is None and out.exists() and any(out.iterdir()):  # never ours to delete, whatever --overwrite says
+    if state is None and out.exists() and not reach.empty(out):  # never ours to delete, whatever --overwrite says
         raise AffinageError(f"{out} is not empty and holds no run: choose another --out")
     inputs = prepare(wishes)
     seen = ranks.gathered(inputs.fingerprint)
@@ -144,7 +141,10 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     if ranks.shared(ranks.first() and state is None and not settings.overwrite and known(out) is not None):
         raise AffinageError(f"another run began in {out} meanwhile: choose another --out")
     if settings.shard and ranks.count() > 1:
-        _seen_by_all(out)
+        try:
+            reach.shared(out)
+        except OSError as error:
+            raise _unwritable(out, error) from error
     if ranks.first() and state is None and out.exists():
         remove(out)
     header = {
@@ -215,35 +215,6 @@ def _last(out: Path, *, shard: bool) -> Saved | None:
     path = out / "checkpoints" / name
     tensors = checkpoint.read(path, lambda tensor: not (shard and tensor.startswith(STAGE))) if ranks.first() else {}
     return Saved(path, state, warnings, ranks.sent(tensors))
-
-
-def _seen_by_all(out: Path) -> None:
-    """Weights in parts are saved by every rank in the run folder.
-
-    Raises:
-        AffinageError: one does not see the folder that rank 0 writes in.
-    """
-    token, new = out / f".seen-{secrets.token_hex(8)}", not out.exists()
-    if ranks.first():
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            token.touch()
-        except OSError as error:
-            raise _unwritable(out, error) from error
-    token = out / ranks.shared(token.name)
-    end = time.monotonic() + min(SEEN, team.patience() / 2)
-    while not (there := token.exists()) and time.monotonic() < end:  # a network's folder may lag
-        time.sleep(0.1)
-    blind = [rank for rank, sees in enumerate(ranks.gathered(there)) if not sees]
-    if ranks.first():
-        token.unlink()
-        if new:
-            out.rmdir()
-    if blind:
-        raise AffinageError(
-            f"rank {blind[0]} does not see {out}, where with --shard each rank saves its part: "
-            "choose an --out that all machines share, or leave --shard out"
-        )
 
 
 def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> None:

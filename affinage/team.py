@@ -35,8 +35,8 @@ class RankLost(AffinageError):
 class Team:
     """This process among the others: its number, their number, and the store through which they leave each other words."""
 
-    def __init__(self, number: int, count: int, store: Any, resume: str) -> None:
-        self.number, self.count, self.store, self.resume = number, count, store, resume
+    def __init__(self, number: int, count: int, store: Any, folder: Path) -> None:
+        self.number, self.count, self.store, self.folder = number, count, store, folder
         self.waits = 0  # calls of `alone` so far
         self.over = threading.Event()
         self.pulses = store.clone()  # a client of its own: one that waits would hold up the other
@@ -70,6 +70,16 @@ class Team:
         except Exception:
             return [0] if self.number else []
         return [n for n, one, two in zip(others, before, after, strict=True) if one == two]
+
+    @property
+    def resume(self) -> str:
+        """What there is to go on from, and with which command; another machine may not see the folder."""
+        command = f"affinage fit --resume --out {self.folder}"
+        if any((self.folder / "checkpoints").glob("step-*")):
+            return f"the last checkpoint is whole; go on, on any number of ranks, with: {command}"
+        if (self.folder / "run.json").exists():
+            return f"no checkpoint was written yet; begin again, on any number of ranks, with: {command}"
+        return f"go on, on any number of ranks, with: {command} (and --model and --data, where it had not begun)"
 
     def lost(self, gone: Sequence[int]) -> RankLost:
         which = f"rank {gone[0]} is" if len(gone) == 1 else f"ranks {', '.join(map(str, gone))} are"
@@ -153,8 +163,7 @@ def joined(folder: Path) -> Iterator[None]:
     seconds = patience()
     store, rank, size = _met(seconds)
     store = _named(store)
-    resume = f"the last checkpoint is whole; go on, on any number of ranks, with: affinage fit --resume --out {folder}"
-    team = Team(rank, size, _prefixed(f"run/{_joins}", store), resume)
+    team = Team(rank, size, _prefixed(f"run/{_joins}", store), folder)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     # words always travel by gloo, so that a dead rank is noticed at once and not by a kernel that waits for it
@@ -176,7 +185,7 @@ def joined(folder: Path) -> Iterator[None]:
             if gone := team.gone():
                 raise team.lost(gone) from error
             if "imed out" in str(error):
-                raise RankLost(f"no word from another rank for {seconds:g} s (AFFINAGE_RANK_SECONDS): {resume}") from error
+                raise RankLost(f"no word from another rank for {seconds:g} s (AFFINAGE_RANK_SECONDS): {team.resume}") from error
             raise
         finally:
             _here = None

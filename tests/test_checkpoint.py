@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from traceback import StackSummary
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
 
-from affinage import checkpoint
+from affinage import checkpoint, reach
 from affinage.errors import AffinageError
 
 
@@ -292,6 +294,24 @@ def test_a_damaged_part_is_seen(damage, parted: Path, tmp_path: Path) -> None:  
     assert found is not None and found.state["stage"] == 1 and len(found.warnings) == 1
     assert "step-000000002 is refused" in found.warnings[0]
     same({**some(), **tensors()}, found.tensors)
+
+
+@pytest.mark.parametrize("name", ["shard-00001-model-00001-of-00001.safetensors", "tensors.safetensors", "manifest.json"])
+def test_a_view_that_lacks_a_file_is_told(name: str, parted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another machine may not see yet what rank 0 has looked at: it waits, and then does not go on with numbers of nobody's."""
+    monkeypatch.setattr(reach, "LAG", 0.3)
+    shutil.copytree(parted / "made", tmp_path / "made")
+    last = tmp_path / "made" / "step-000000002"
+    (last / name).unlink()
+    with pytest.raises(AffinageError, match=r"does not see all of .*step-000000002"):
+        checkpoint.read(last, laid=lambda name, like: like)
+
+
+def test_of_torchs_collected_errors_the_first_is_told() -> None:
+    """Those of writing with their rank; Ctrl-C stays what it is."""
+    for cause, kind, words in ((OSError(28, "full"), OSError, "rank 1: .*full"), (KeyboardInterrupt(), KeyboardInterrupt, "")):
+        with pytest.raises(kind, match=words):
+            checkpoint._told(CheckpointException("save", {1: (cause, StackSummary())}))
 
 
 def test_no_space_on_one_rank_is_told_by_both(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from affinage import ranks, record, team
 from affinage.errors import AffinageError
 
 from . import tiny
-from .test_resume import ROOT, STEPWISE, Commands, environment, finished, in_mid_epoch
+from .test_resume import ROOT, STEPWISE, Commands, environment, finished, in_mid_epoch, in_stage_1
 
 CLOSE = 1e-5  # of losses and probabilities; a step sums in another order
 MISSING = "no file or folder 'nothing'"
@@ -257,14 +257,14 @@ def test_parts_are_saved_by_every_rank_and_none_is_sent(text: Words, launch: Ran
 
 
 def test_a_machine_that_does_not_see_the_run_folder(text: Words, launch: Ranks, tmp_path: Path) -> None:
-    """Parts are saved by every rank: one that would write elsewhere is refused before anything learns."""
+    """Parts are saved by every rank: one that would write elsewhere is refused before anything learns, and nothing stays."""
     words = [*text, "--shard", "--out"]
     others = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "AFFINAGE_RANK_SECONDS": "20"}
     for rank, starter in enumerate(launch.starters):
         starter.start(*words, str(tmp_path / str(rank)), RANK=str(rank), **others)
     codes, told = launch.wait(2)
     assert codes == [2, 2]
-    assert "rank 1 does not see" in told_once(told) and "--shard" in told_once(told)
+    assert "rank 1 does not write in" in told_once(told) and "--shard" in told_once(told)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,15 +281,20 @@ def test_two_ranks_go_on_to_the_same_bits(launch: Ranks, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("dies", "sends"),
-    [(1, signal.SIGKILL), pytest.param(0, signal.SIGKILL, marks=pytest.mark.slow), pytest.param(1, signal.SIGSTOP, marks=pytest.mark.slow)],
-)  # fmt: skip
+    ("dies", "sends", "moment"),
+    [
+        (1, signal.SIGKILL, in_mid_epoch),
+        pytest.param(1, signal.SIGKILL, in_stage_1, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGKILL, in_mid_epoch, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGSTOP, in_mid_epoch, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dead_rank_ends_the_run(
-    dies: int, sends: signal.Signals, text: Words, whole: Path, launch: Ranks, tmp_path: Path
+    dies: int, sends: signal.Signals, moment: Callable[[Path], bool], text: Words, whole: Path, launch: Ranks, tmp_path: Path
 ) -> None:
     """No launcher stops the other one: it finds out by itself."""
     out = tmp_path / "run"
-    pids = launch.at(2, text, out, in_mid_epoch)
+    pids = launch.at(2, text, out, moment)
     began = time.monotonic()
     os.kill(pids[dies], sends)
     lives = launch.starters[1 - dies]
@@ -297,6 +302,7 @@ def test_a_dead_rank_ends_the_run(
     assert time.monotonic() - began < (30 if sends == signal.SIGKILL else 90)
     lines = [line for line in lives.told.read_text().splitlines() if line.startswith("affinage:")]
     assert len(lines) == 1 and f"rank {dies} is gone" in lines[0] and f"affinage fit --resume --out {out}" in lines[0]
+    assert ("no checkpoint was written yet" if moment is in_stage_1 else "the last checkpoint is whole") in lines[0]
     assert "Traceback" not in lives.told.read_text()
     if sends == signal.SIGSTOP:
         os.kill(pids[dies], signal.SIGKILL)
