@@ -32,6 +32,7 @@ LAID = "laid."  # and once they are laid out again
 Place = tuple[int, int]  # which of the calls below the cut, and which leaf of what it left
 Values = Mapping[Place, torch.Tensor]
 
+ROUNDS = 4  # of looking what a table hangs on, which is made of another table, and so on
 CLOSE = 1e-4  # largest difference of logits, as a share of the largest one, that rounding explains in fp32
 
 
@@ -54,7 +55,9 @@ class Left:
 
 
 class Cut:
-    """A network cut before block k. `share`: how much of the arithmetic of a forward pass it saves, from 0 to 1."""
+    """A network cut before block k. `share`: how much of the arithmetic of a forward pass it saves; `spared`: how much of what
+    `capture` takes an epoch is spared by that. Both from 0 to 1.
+    """
 
     def __init__(self, net: Net, k: int, rows: Rows, precision: str = "fp32") -> None:
         """Look at the network through a few rows; leaves it in eval mode, draws no random number. `k` = L: before the head.
@@ -73,8 +76,8 @@ class Cut:
         low, long = two_rows(rows)
         looks = [self.placed(rows.batch(np.asarray(chosen))) for chosen in ([long, low, long], [long, low], [low, low])]
         self.left = self._layouts(*looks)
-        self.kept = self._kept(looks[0])  # (call, leaf) of what is stored, in order
-        self.share = self._share(looks[0])
+        self.kept = self._kept(looks[0], even=bool(rows.lengths[low] == rows.lengths[long]))  # what is stored, in order
+        self.share, self.spared = self._share(looks[0])
         self._check(rows, low, long)
         self.unread = self._unread(looks[0])  # whether what is above leaves the pictures alone
         if precision != "fp32":
@@ -165,8 +168,11 @@ class Cut:
             ]
 
     @torch.no_grad()
-    def _kept(self, batch: Batch) -> list[Place]:
-        """Which of the tensors left below the cut reach the logits: those that change them when spoiled."""
+    def _kept(self, batch: Batch, *, even: bool) -> list[Place]:
+        """Which of the tensors left below the cut reach the logits: those that change them when spoiled.
+
+        `even`: all rows are of one length, so that no dimension is seen to be that of the tokens.
+        """
         values = {
             (i, j): leaf
             for i, (_, _, leaves) in enumerate(self._outputs(batch))
@@ -174,26 +180,30 @@ class Cut:
             if isinstance(leaf, torch.Tensor)
         }
 
-        want = self.seen(self._forward(batch, _copied(values)))
         reaching: set[Place] = set()
         places = list(values)
-        while found := self._reaching(batch, values, want, places):
+        for _ in range(ROUNDS):
+            found = self._reaching(batch, values, places)
+            if not found:
+                break
             reaching |= found
             last = 0
             for i, j in found:
                 layout: Layout = self.left[i].leaves[j]
-                if layout.batch is None or len(layout.tokens) > 1:  # often handed on as it is: from the first that left it
-                    source = next(place for place in values if torch.equal(values[place], values[i, j]))
-                    self.left[i].again[j] = source
+                if layout.batch is None or len(layout.tokens) > 1:
+                    self.left[i].again[j] = source = _first_left(values, (i, j)) if layout.tokens or even else (i, j)
                     last = max(last, source[0])
             places = [place for place in values if place[0] < last and place not in reaching]  # these may reach through it
+        else:
+            raise Uncuttable("tables of tokens by tokens hang on one another there")
         kept = sorted((i, j) for i, j in reaching if j not in self.left[i].again)
         if not kept:
             raise Uncuttable("nothing below it reaches the logits")
         return kept
 
-    def _reaching(self, batch: Batch, values: Values, want: list[torch.Tensor], places: list[Place]) -> set[Place]:
+    def _reaching(self, batch: Batch, values: Values, places: list[Place]) -> set[Place]:
         """Which of the places change the logits when what was left there is spoiled."""
+        want = self.seen(self._forward(batch, _copied(values)))
         found: set[Place] = set()
         for place in places:
             try:
@@ -204,15 +214,19 @@ class Cut:
                 found.add(place)
         return found
 
-    def _share(self, batch: Batch) -> float:
-        """Of the arithmetic of a forward pass (matrix products and convolutions), the share that resuming leaves out."""
+    def _share(self, batch: Batch) -> tuple[float, float]:
+        """Of the arithmetic of a forward pass (matrix products and convolutions), the share that resuming leaves out; and how
+        much that is of what capturing takes: less than all where something is made anew.
+        """
         with torch.no_grad():
-            values = dict(zip(self.kept, self.capture(batch), strict=True))
+            with _Arithmetic() as below:
+                values = dict(zip(self.kept, self.capture(batch), strict=True))
             with _Arithmetic() as above:
                 self._forward(batch, values)
             with _Arithmetic() as whole:
                 self.model(**batch)
-        return 1 - above.total / max(1, whole.total)
+        left_out = max(0, whole.total - above.total)
+        return left_out / max(1, whole.total), min(1.0, left_out / max(1, below.total))
 
     @torch.no_grad()
     def _check(self, rows: Rows, low: int, long: int) -> None:
@@ -270,19 +284,22 @@ class Cut:
             calls[call.module].append(i)
         sources = {i for call in self.left for i, _ in call.again.values()}
         anew: dict[int, list[Any]] = {}
+        within: list[int] = []  # the call that is being made anew: what runs inside it is itself
 
         def stub(module: nn.Module, turns: Iterator[int], own: Any) -> Any:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                i = next(turns, None)
+                i = None if within else next(turns, None)
                 if i is None:  # called once more, above the cut
                     return own(*args, **kwargs)
                 call = self.left[i]
                 if i in sources:
+                    within.append(i)
                     with torch.no_grad():
                         output = own(*args, **kwargs)
+                    within.pop()
                     anew[i] = tree_flatten(output)[0]
-                    if not any((i, j) in values for j in range(len(call.leaves))):
-                        return output
+                    if all((i, j) not in values and call.again.get(j, (i, j)) == (i, j) for j in range(len(call.leaves))):
+                        return output  # nothing of it comes from elsewhere
                 leaves = [
                     anew[call.again[j][0]][call.again[j][1]]
                     if j in call.again
@@ -402,6 +419,18 @@ def _size(batch: Batch) -> int:
 def _mask(batch: Batch) -> torch.Tensor | None:
     """(B, T) of the tokens that are no padding, where tokens go in."""
     return batch.get("attention_mask")
+
+
+def _first_left(values: Values, place: Place) -> Place:
+    """Where the tensor of `place` was left first, which modules often hand on as it is."""
+    wanted = values[place]
+
+    def same(one: torch.Tensor) -> bool:
+        return (
+            one.shape == wanted.shape and one.dtype == wanted.dtype and one.device == wanted.device and torch.equal(one, wanted)
+        )
+
+    return next((found for found, one in values.items() if same(one)), place)
 
 
 def _copied(values: Values) -> dict[Place, torch.Tensor]:

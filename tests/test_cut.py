@@ -264,7 +264,8 @@ def test_tables_of_tokens_by_tokens() -> None:
             inputs = rows.batch(np.asarray(chosen))
             with torch.no_grad():
                 assert torch.equal(Resumed(cut)(**beside(cut, inputs)).logits, net.model(**inputs).logits)
-    assert shares[0] == 0 and abs(shares[1]) < 1e-3 and shares[2] > 0.3  # the first block is run again for its table
+    assert shares[:2] == [0, 0] and shares[2] > 0.3  # the first block is run again for its table
+    assert cut.spared == pytest.approx(0.5) and Cut(Net.of(*FAMILIES["bert"].make()), 2, rows).spared == 1
 
 
 def test_a_table_made_of_another() -> None:
