@@ -128,8 +128,9 @@ def _filled_by_all(
         try:
             writer = place.write(key, columns, rows.lengths)
         except OSError as error:
+            size = sum(column.size(rows.lengths) for column in columns)
             why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
-            say(why)
+            say(f"{why}: AFFINAGE_CACHE should name one that all ranks read and that has room for {told(size)}")
     if ranks.shared(why):
         return None
     if writer is not None:

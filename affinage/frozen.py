@@ -27,6 +27,7 @@ from affinage.store import Column, Entry, Store
 from affinage.types import Batch, Rows, Stage
 from affinage.views import Augmented, Views
 
+LONG = 10.0  # seconds from which what a pass will take is a line of its own, which stays and is in a log
 PAYS = 0.05  # least share of a forward pass that a cut saves: reading a row back is not free (a table of word embeddings has 0)
 
 
@@ -97,10 +98,11 @@ class _Keeping:
     advance: Callable[[int, str], None]
     card: bool  # whether the card has room for all looks
     looks: Sequence[_Look]
+    note: Callable[[str], None]  # a line that is worth reading before long work
     begun: bool  # whether the stage has begun with this cut, and goes on with it
     kept: str = "disk"  # where they lie: of all, once each is kept
     reused: bool = True  # whether all were there already
-    unit_seconds: float = 0.0  # that the frozen part takes a token, or a picture
+    unit_seconds: float = 0.0  # that the frozen part takes a token, or a picture, on all ranks together
     estimate: dict[str, float] = field(default_factory=dict)  # seconds: of all looks once, and what the epochs save by it
 
     def of(self, look: _Look, label: str, seed: int) -> Entry | OnCard | None:
@@ -158,16 +160,19 @@ class _Keeping:
         """
         if not self.estimate:
             train = next(one.plain for one in self.looks if one.name == "train")  # which has rows
-            self.unit_seconds = ranks.shared(pace(self.cut, train, self.precision))
+            self.unit_seconds = ranks.shared(pace(self.cut, train, self.precision)) / ranks.count()
             an_epoch = {one.name: int(one.rows.lengths.sum()) for one in self.looks}  # of several views one an epoch
+            size = _size(self.columns, self.looks)
             self.estimate = worth(
                 self.unit_seconds * sum(int(one.rows.lengths.sum()) for one in self.looks),
-                self.unit_seconds * self.stage.epochs * sum(an_epoch.values()),
-                _size(self.columns, self.looks),
+                self.unit_seconds * self.stage.epochs * sum(an_epoch.values()) * self.cut.spared,
+                size,
             )
+            once, saved = (duration(self.estimate[name]) for name in ("seconds", "saved_seconds"))
             if not self.begun and self.estimate["seconds"] > 2 * self.estimate["saved_seconds"]:
-                once, saved = (duration(self.estimate[name]) for name in ("seconds", "saved_seconds"))
                 raise _Uncut(f"to compute and write it once would take about {once} and save {saved}", self.cut.address)
+            if self.estimate["seconds"] >= LONG:
+                self.note(f"stage {self.stage.name}: to compute once what is frozen ({told(size)}, about {once}) saves {saved}")
         return self.unit_seconds * int(look.rows.lengths.sum())
 
     @cached_property
@@ -193,6 +198,7 @@ def computed_once(
     ceiling: str | None = None,
     start: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int, str], None] = lambda rows, words: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Frozen:
     """The splits with what is frozen in `stage` computed once, or as they are, and why. Draws no random number.
 
@@ -203,7 +209,7 @@ def computed_once(
         seed: of the views.
         before: the facts of this stage where it goes on after a stop: it goes on as it began.
         ceiling: the module above whose call no cut lies (`Task.ceiling`).
-        start, advance: the progress bar's.
+        start, advance, note: the progress bar's.
     """
     clock = Clock()
     views = views if stage.augment != "none" else 0
@@ -220,7 +226,7 @@ def computed_once(
         columns, size = _columns(cut, looks, precision, budget, address)
         there = ranks.count() == 1 and card.room(cut.where, size)
         place = Store(store.folder(), int(budget * GB))
-        keeping = _Keeping(net, k, cut, columns, precision, place, stage, start, advance, there, looks, bool(before))
+        keeping = _Keeping(net, k, cut, columns, precision, place, stage, start, advance, there, looks, note, bool(before))
         captured: list[Rows] = []
         for look in looks:
             found = keeping.of(look, f"{look.name}, view {look.view} of {views}," if look.view else look.name, seed)

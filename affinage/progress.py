@@ -1,4 +1,4 @@
-"""A progress bar with the time left, on a terminal only; nothing where output is piped. Times in words."""
+"""A progress bar with the time left, on a terminal only; where output is piped only what is noted. Times in words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ class Bar:
     """One line on standard error: what is being done, how far, how long still."""
 
     def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._shown = not quiet and sys.stderr.isatty()
         self._progress: Any = None
         self._job: Any = None
@@ -46,6 +47,13 @@ class Bar:
     def say(self, what: str) -> None:
         """A new line for work whose length is not known; the one before it is done."""
         self._next(what, None)
+
+    def note(self, line: str) -> None:
+        """A line that stays, above the bar or in a log."""
+        if self._progress is not None:
+            self._progress.console.print(f"affinage: {line}", markup=False, highlight=False)
+        elif not self._quiet:
+            print(f"affinage: {line}", file=sys.stderr)
 
     def advance(self, rows: int, words: str) -> None:
         if self._progress is not None and self._job is not None:

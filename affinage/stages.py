@@ -233,6 +233,7 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         ceiling=inputs.task.ceiling(inputs.model),
         start=bar.start,
         advance=bar.advance,
+        note=bar.note,
     )
     before = story.cuts.setdefault(stage.name, found.facts)
     if found.facts["why"] and not before["why"]:

@@ -93,6 +93,19 @@ def test_what_it_will_take_is_told_before_it_begins(cache: Path, monkeypatch: py
     assert again["reused"] and "estimate" not in again and len(labels) == 2
 
 
+def test_long_work_is_told_in_a_line_that_stays(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what it saves; short work is not."""
+    notes: list[str] = []
+    monkeypatch.setattr(frozen, "pace", lambda *_: 0.25)
+    facts = once(bert(), note=notes.append).facts
+    taken, saved = (duration(facts["estimate"][name]) for name in ("seconds", "saved_seconds"))
+    size = f"{facts['bytes'] / 1e6:.1f} MB"
+    assert notes == [f"stage body: to compute once what is frozen ({size}, about {taken}) saves {saved}"]
+    monkeypatch.setattr(frozen, "pace", lambda *_: 0.01)
+    once(bert(), rows={"train": sentences(3)}, note=notes.append)
+    assert len(notes) == 1
+
+
 def test_what_does_not_pay_is_not_stored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that takes longer than twice what the epochs save; a stage that has begun with its cut goes on with it."""
     monkeypatch.setattr(frozen, "pace", lambda *_: 1e-4)

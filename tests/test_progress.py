@@ -40,3 +40,14 @@ def test_a_line_is_done_when_the_next_begins(monkeypatch: pytest.MonkeyPatch) ->
         assert training.stop_time is not None and training.percentage == 40  # an early stop is not told as a whole
         assert solving.stop_time is None
     assert solving.stop_time is not None and "training" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("bar", [False, True], ids=["piped", "terminal"])
+def test_a_note_stays(bar: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for quiet in (False, True):
+        monkeypatch.setattr(sys, "stderr", Terminal() if bar else io.StringIO())
+        with Bar(quiet=quiet) as shown:
+            work(shown)
+            shown.note("long work [3 h]")
+        assert ("affinage: long work [3 h]" in sys.stderr.getvalue()) == (not quiet)  # type: ignore[attr-defined]

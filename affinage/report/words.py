@@ -213,6 +213,8 @@ def cut(facts: dict[str, Any]) -> str:
     if views := facts.get("views"):
         size = f"{views} augmented views of each row, {size}"
     done = "reused" if facts["reused"] else f"computed once in {duration(seconds)}"
+    if foreseen := facts.get("estimate"):
+        done += f" ({duration(foreseen['seconds'])} foreseen, to save {duration(foreseen['saved_seconds'])})"
     return f"cut before {address}: {share(facts['share'])} of each forward pass {done}, {size}"
 
 
