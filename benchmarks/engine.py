@@ -15,7 +15,8 @@ finished side, so that a killed run loses one at most. Counted: CPU seconds of t
 loaded and before the test. With `--at-once` several sides run beside each other: that is for accuracies, and the table tells no
 times of such lines. With `--held` a quarter of the training rows stands in for the test split, so that something can be chosen
 by it. Beside it the floor: the work of the arm's products, three times the forward pass where layers learn and what is frozen
-once, at the best bf16 or fp32 rate that this core reached in the same process.
+once, at the best bf16 or fp32 rate that this core reached in the same process; of pictures the passes alone, as measured there
+(`picture_floor.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import picture_floor
 from arms import HERE, MOST_TESTED, STARTER, apart, append, digest, examples, lines, splits, text_model, version
 from frozen_text import Clock, flop, peak
 
@@ -144,7 +146,7 @@ def told_right(line: dict[str, Any]) -> np.ndarray:
 
 
 def floor(told: argparse.Namespace) -> dict[str, Any]:
-    """The least that the products of a text arm can take, and the rates of this core."""
+    """The least that the products of an arm can take, of pictures its passes, and the rates of this core."""
     import torch
     import transformers
 
@@ -152,9 +154,13 @@ def floor(told: argparse.Namespace) -> dict[str, Any]:
         return {}  # a GPU mostly waits at these sizes: its products set no floor
     rates = {"bf16": peak(torch.bfloat16), "fp32": peak(torch.float32)}
     told_rates = {"matmul_gflops": {kind: rate / 1e9 for kind, rate in rates.items()}}
-    if told.images or told.arm.endswith(tuple(HEADS)):  # of one token less is multiplied, in another proportion
-        return told_rates
     unfreeze, epochs = ARMS[told.arm]
+    if told.images:
+        train = chosen(told)["train"]
+        classes = len({row["label"] for row in train})
+        return {**told_rates, "floor_seconds": picture_floor.floor(told.base, len(train), unfreeze, epochs, classes)}
+    if told.arm.endswith(tuple(HEADS)):  # of one token less is multiplied, in another proportion
+        return told_rates
     tokenizer = transformers.AutoTokenizer.from_pretrained(text_model())
     config = transformers.AutoConfig.from_pretrained(text_model())
     texts = [row["text"] for row in chosen(told)["train"]]

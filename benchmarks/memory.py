@@ -5,6 +5,11 @@
 Made-up rows of 8 kB of text (Parquet, one row group as large as the file: 0.1 GB), or PNG pictures of noise of 150 kB (Parquet,
 or WebDataset tars: 0.4 GB), and then four times as many. Each fit runs in a process of its own with a tiny network, one
 epoch of stage 2; counted is its peak resident memory over what the same process had after its imports.
+
+    python benchmarks/memory.py --rows 1000000 --out benchmarks/results/memory-rows.json
+
+So many rows of one word each, of which the first of two blocks leaves 384 floats: captured into the store and learnt from for
+three epochs by the loop that a run has, without the reading of a table before it. Counted is the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from arms import HERE, apart
+from arms import HERE, apart, written
 
 SIZES = {"text": 0.1, "pictures": 0.4, "tars": 0.4}  # GB of the small data
 CLASSES = ("one", "two", "three")
@@ -142,6 +147,54 @@ def fitted(model: Path, data: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def stored(rows: int, folder: Path) -> dict[str, Any]:
+    """The store filled with so many rows of 384 floats, and a block trained on them, in this process."""
+    import numpy as np
+    import torch
+    import transformers as T
+
+    from affinage import tasks
+    from affinage.fit import Fitting
+    from affinage.frozen import computed_once
+    from affinage.net import Net
+    from affinage.record import Records
+    from affinage.tasks.text_classification import TokenRows
+    from affinage.types import Stage
+
+    T.set_seed(0)
+    words, batch = 1000, 4096
+    sizes = dict(hidden_size=384, num_hidden_layers=2, num_attention_heads=6, intermediate_size=384, max_position_embeddings=8)
+    network = T.BertForSequenceClassification(T.BertConfig(vocab_size=words, num_labels=2, **sizes))
+    ids = np.random.default_rng(0).integers(5, words, rows).astype(np.int32)
+    given = TokenRows(ids, np.arange(rows + 1, dtype=np.int64), 0)
+    net = Net.of(network, given.batch(np.arange(2)))
+    stage = Stage("body", "fit", (("head", 1e-3), ("blocks.1", 1e-3), ("*", None)), epochs=3, batch=batch)
+    frozen = computed_once(net, stage, {"train": given}, precision="fp32", budget=10.0)
+    assert frozen.facts["why"] == "", frozen.facts
+    task = tasks.find("text-classification", "text")
+    aims = task.aims((ids % 2).tolist(), given, None, network)
+    fitting = Fitting(
+        net, stage, task, frozen.rows["train"], aims, seed=0, precision="fp32", weights=None, forward=frozen.forward
+    )
+    clock = time.process_time()
+    losses = Records(folder / "records.jsonl")
+    fitting.run(lambda: None, losses, lambda: None, lambda count, said: None)
+    losses.close()
+    told = [json.loads(line)["value"] for line in (folder / "records.jsonl").read_text().splitlines()]
+    return {
+        "rows": rows,
+        "width": 384,
+        "batch": batch,
+        "stored_bytes": frozen.facts["bytes"],
+        "kept": frozen.facts["kept"],
+        "losses": told,
+        "peak": peak(),
+        "filling_cpu_seconds": frozen.facts["cpu_seconds"],
+        "training_cpu_seconds": round(time.process_time() - clock, 1),
+        "torch": torch.__version__,
+    }
+
+
 def peak() -> int:
     """Bytes of resident memory at the highest so far; `ru_maxrss` would count the process that started this one."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -166,12 +219,24 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on all sizes")
     parser.add_argument("--memory-gb", type=float, default=0.05, help="AFFINAGE_MEMORY_GB of the runs")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "memory.json")
+    parser.add_argument("--rows", type=int, help="instead: so many rows through the store")
+    parser.add_argument("--stored", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--fit", nargs=3, type=Path, help=argparse.SUPPRESS)
     told = parser.parse_args(words)
     if told.fit:
         print(json.dumps(fitted(*told.fit)))
         return 0
+    if told.stored:
+        print(json.dumps(stored(int(told.stored[0]), Path(told.stored[1]))))
+        return 0
     from affinage import facts
+
+    if told.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            found = apart(__file__, ["--stored", str(told.rows), folder], AFFINAGE_CACHE=f"{folder}/cache")
+        written(told.out, found)
+        print(f"{told.rows:,} rows, {found['stored_bytes'] / 1e9:.2f} GB stored, peak {found['peak'] / 2**20:.0f} MiB")
+        return 0
 
     result: dict[str, Any] = {"memory_gb": told.memory_gb, "threads": 1, "kinds": {}}
     commit = facts.commit()

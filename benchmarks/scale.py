@@ -5,14 +5,17 @@
 The model of cost is `predicted`: sums over the lengths of the rows, and two rates (FLOP a CPU second of a pass without gradients,
 and of training) that one small run gives. The runs that it is checked on have other rows and other depths. Counted: CPU seconds
 of one thread, for others work on the machine; bytes of files as they are; FLOP by torch's own counter, in a run of its own, which
-it slows. MiniLM on sentences of sst2, fp32. Then the same sums for 10^9 rows of the mean length, on paper.
+it slows. MiniLM on sentences of sst2, fp32. Messages: what passes the loopback device while two ranks train two epochs more, a
+step. Then the same sums for 10^9 rows of the mean length, on paper.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +26,8 @@ from typing import Any
 from arms import HERE, apart, digest, splits, text_model
 from frozen_text import flop
 
-BATCH, HELD = 16, 200  # rows a step; rows of validation, and as many of test
+BATCH, HELD = 16, 200  # rows a step of the runs here; rows of validation, and as many of test
+MANY = 32  # rows a step from 5,000 training rows on, by default
 SAMPLE = 512  # rows on which drift is measured, twice
 BILLION = 10**9
 MEMORY = 10**9  # bytes: the default of AFFINAGE_MEMORY_GB
@@ -161,6 +165,41 @@ def taken(rows: int, top: int, epochs: int, data: Path, count: bool) -> dict[str
     return apart(__file__, ["--data", str(data), "--one", f"{rows},{top},{epochs},{int(count)}"])
 
 
+def messages(rows: int, top: int, data: Path) -> dict[str, Any]:
+    """Bytes a step over the loopback device of both ranks together: what two epochs more add, by the steps more."""
+    chosen = splits("sst2", data)["train"][:rows]
+
+    def passed(epochs: int, folder: Path) -> int:
+        words = ["fit", "--model", str(text_model()), "--data", str(folder / "data.csv"), "--out", str(folder / f"run-{epochs}")]
+        words += ["--unfreeze", str(top), "--epochs", str(epochs), "--batch-size", str(BATCH), "--precision", "fp32"]
+        words += ["--validation", "0", "--leaks", "allow", "--quiet"]
+        before = _loopback()
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "affinage", *words],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "AFFINAGE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        return _loopback() - before
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with (folder / "data.csv").open("w", newline="", encoding="utf8") as file:
+            csv.writer(file).writerows([["text", "label"], *([row["text"], row["label"]] for row in chosen)])
+        few, more = passed(2, folder), passed(4, folder)
+        story = json.loads((folder / "run-4" / "run.json").read_text())
+    body = next(stage for stage in story["stages"] if stage["stage"] == "body")
+    steps, trained = body["details"]["steps"], body["details"]["trained_parameters"]
+    sent = 8 * trained  # 2 (R - 1) / R of the gradients by each of R ranks
+    measured = (more - few) / (steps / 2)
+    return {"ranks": 2, "rows": rows, "top": top, "predicted": sent, "measured": measured, "ratio": measured / sent}
+
+
+def _loopback() -> int:
+    """Bytes sent through it since the machine began."""
+    return int(Path("/sys/class/net/lo/statistics/tx_bytes").read_text())
+
+
 def carried(net: Network, mean: float, padding: float, rates: dict[str, float], top: int, epochs: int) -> dict[str, Any]:
     """The sums for 10^9 rows of the mean length here, on paper; `ranks` and `gpu` as nominal as their constants."""
     few = 10**6  # rows of one length, scaled: what does not grow with the rows comes from them as it is
@@ -169,7 +208,7 @@ def carried(net: Network, mean: float, padding: float, rates: dict[str, float], 
     each = asdict(predicted(net, lengths, round(padding * round(mean) * few), top, epochs, few))
     for name in ("store_bytes", "token_bytes", "frozen_flop", "train_flop"):
         each[name] = each[name] * scale
-    each["steps"] = epochs * -(-BILLION // BATCH)
+    each["steps"] = epochs * -(-BILLION // MANY)
     work = each["frozen_flop"] + each["train_flop"] + each["pass_flop"]
     seconds = (each["frozen_flop"] + each["pass_flop"]) / rates["pass"] + each["train_flop"] / rates["train"]
     return {
@@ -235,6 +274,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "rates": rates,
         "calibration": first,
         "checks": checks,
+        "messages": [messages(few, top, told.data) for top in (1, 2)],
         "versions": facts.versions(),
         "commit": commit,
         "commit_at_end": facts.commit(),
