@@ -309,7 +309,7 @@ def test_a_view_that_lacks_a_file_is_told(name: str, parted: Path, tmp_path: Pat
 
 def test_of_torchs_collected_errors_the_first_is_told() -> None:
     """Those of writing with their rank; Ctrl-C stays what it is."""
-    for cause, kind, words in ((OSError(28, "full"), OSError, "rank 1: .*full"), (KeyboardInterrupt(), KeyboardInterrupt, "")):
+    for cause, kind, words in ((OSError(28, "full"), OSError, "rank 1: .*full"), (KeyboardInterrupt(), KeyboardInterrupt, None)):
         with pytest.raises(kind, match=words):
             checkpoint._told(CheckpointException("save", {1: (cause, StackSummary())}))
 
