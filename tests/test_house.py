@@ -67,6 +67,7 @@ FLOORS: dict[int, set[str]] = {
         "ranks",
         "rates",
         "replay",
+        "reach",
         "shards",
         "solve",
         "sound",
