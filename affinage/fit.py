@@ -50,6 +50,13 @@ def _clip(parameters: list[torch.nn.Parameter], most: float) -> None:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
 
+def _compiled() -> float:
+    """Seconds that torch has compiled for in this process."""
+    from torch._dynamo.utils import calculate_time_spent
+
+    return float(calculate_time_spent().get("total_wall_time", 0.0))
+
+
 class Fitting:
     """One `fit` stage: its network, optimizer and progress; `state()` and `restore()` are exact inverses."""
 
@@ -78,6 +85,7 @@ class Fitting:
         self.net, self.stage, self.task, self.rows, self.aims = net, stage, task, rows, aims
         self.seed, self.precision = seed, precision
         self.forward: Callable[..., Any] = forward if forward is not None else net.model
+        self.compiled_before = _compiled() if compiled else 0.0
         if compiled:  # once for all shapes: with one compilation a length it would never pay
             self.forward = torch.compile(self.forward, dynamic=True)
         self.where = device()
@@ -371,12 +379,9 @@ class Fitting:
             return len(part) / len(whole)
         return float(self.aims.counts[part].sum() / max(self.aims.counts[whole].sum(), 1e-9))
 
-    @staticmethod
-    def compiling_seconds() -> float:
-        """What `--compile` has cost in this process so far."""
-        from torch._dynamo.utils import calculate_time_spent
-
-        return round(calculate_time_spent().get("total_wall_time", 0.0), 1)
+    def compiling_seconds(self) -> float:
+        """What `--compile` has cost this stage so far."""
+        return round(_compiled() - self.compiled_before, 1)
 
     @torch.no_grad()
     def _follow(self) -> None:

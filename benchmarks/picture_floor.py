@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BATCH = 16  # pictures an update, as both sides of the benchmark have them
+BATCH = 16  # pictures an update, as our side of the benchmark has them
 PASS = 64  # pictures at once where nothing learns
 REPEATS = 7
 
