@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import affinage
-from affinage import ranks, rates, record, team
+from affinage import checkpoint, ranks, rates, record, team
 from affinage.cli import main
 from affinage.features import batched, kernels, passed
 from affinage.fit import Fitting
@@ -340,7 +340,9 @@ def test_a_run_over_nccl(alone: None, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_shards_over_nccl(alone: None, tmp_path: Path) -> None:
-    """A block in parts (of one rank: whole) gives the gradients that it gives as it is, and comes back as it was."""
+    """A block in parts (of one rank: whole) gives the gradients that it gives as it is, is saved and read as it lies on the card,
+    and comes back as it was.
+    """
     model, batch = FAMILIES["bert"].make()
     net = Net.of(model.eval(), batch)
     model.cuda()
@@ -357,7 +359,10 @@ def test_shards_over_nccl(alone: None, tmp_path: Path) -> None:
         shards.gradients()
         for name, part in shards.mine.items():
             if name in want:
-                assert torch.allclose(shards.whole(name, part.grad).cuda(), want[name], rtol=1e-3, atol=1e-5), name
+                assert torch.allclose(shards.laid(name, part.grad).full_tensor(), want[name], rtol=1e-3, atol=1e-5), name
+        saved = checkpoint.save(tmp_path / "made", 1, {n: shards.laid(n, p) for n, p in shards.mine.items()}, {})
+        for name, part in checkpoint.read(saved, shards.mine.__contains__, shards.laid).items():
+            assert part.to_local().device == shards.mine[name].device and torch.equal(part.to_local(), shards.mine[name]), name
         with torch.no_grad():
             for part in shards.mine.values():
                 part.add_(1.0)
