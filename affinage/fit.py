@@ -182,7 +182,7 @@ class Fitting:
                 "the checkpoint is of another plan (other parts trained, or other steps): resume with the run's own settings"
             )
 
-        local = {k: getattr(t, "to_local", lambda t=t: t)() for k, t in tensors.items()}
+        local = {k: t.to_local() if hasattr(t, "to_local") else t for k, t in tensors.items()}
         tensors = {k: self.named.part(_parameter(k), t.to(self.where)) for k, t in local.items()}
 
         def part(prefix: str) -> dict[str, torch.Tensor]:
