@@ -24,8 +24,11 @@ from affinage.trained import Run, load
 from affinage.types import Answers, Cost, Split
 
 
-def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
-    """Export, test once, and write the folder: weights last but one, the finished mark last."""
+def finish(story: Story, encoding: dict[str, Cost], bar: Bar) -> Run:
+    """Export, test once, and write the folder: weights last but one, the finished mark last.
+
+    `encoding`: what it took to encode each split.
+    """
     inputs, out = story.inputs, story.out
     clock = Clock()
     bar.say("measuring drift")
@@ -72,7 +75,8 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
         for name in files:
             os.replace(part / name, out / name)
         part.rmdir()
-        total = encoding + clock.cost()
+        encoded = sum(encoding.values(), Cost())
+        total = encoded + clock.cost()
         for outcome in story.outcomes:
             total = total + outcome.cost
         header = story.header | {
@@ -83,7 +87,11 @@ def finish(story: Story, encoding: Cost, bar: Bar) -> Run:
             "kept": story.kept,
             "cuts": story.cuts,
             "cost": asdict(total),
-            "cost_parts": {"encoding": asdict(encoding), "measuring": asdict(clock_test.cost())},
+            "cost_parts": {
+                "encoding": asdict(encoded),
+                "encoding_by_split": {name: asdict(cost) for name, cost in encoding.items()},
+                "measuring": asdict(clock_test.cost()),
+            },
             "drift": drift,
             **scores,
         }

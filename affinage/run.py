@@ -172,7 +172,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     keep = resumed.state.get("records") if resumed else None
     story.records = Records(out / "records.jsonl" if ranks.first() else None, keep=keep)
     with Bar(quiet=settings.quiet or not ranks.first()) as bar, closing(story.records):
-        cost = _encode(inputs, bar)
+        encoding = _encode(inputs, bar)
         lora = False
         if not inputs.plan.fresh:
             sample = sample_of(inputs.rows["train"])
@@ -199,7 +199,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
         story.records.close()
         if lora:
             merge(inputs.model)
-        return finish(story, cost, bar)
+        return finish(story, encoding, bar)
 
 
 def _last(out: Path, *, shard: bool) -> Saved | None:
@@ -234,13 +234,15 @@ def _unwritable(out: Path, error: OSError) -> AffinageError:
     return AffinageError(f"cannot write the run in {out} ({error.strerror}): mend that, or choose another --out")
 
 
-def _encode(inputs: Inputs, bar: Bar) -> Cost:
-    """Every split encoded once."""
-    clock = Clock()
+def _encode(inputs: Inputs, bar: Bar) -> dict[str, Cost]:
+    """Every split encoded once, and what each took."""
+    costs = {}
     for name, split in inputs.data.splits():
+        clock = Clock()
         bar.say(f"encoding {name}")
         inputs.rows[name] = inputs.task.encode(
             split.inputs, inputs.processor, inputs.model, max_length=inputs.settings.max_length
         )
         inputs.aims[name] = inputs.task.aims(split.targets, inputs.rows[name], inputs.processor, inputs.model)
-    return clock.cost()
+        costs[name] = clock.cost()
+    return costs

@@ -7,6 +7,7 @@ hardly moves is not blown up: the next picture in which it does would decide alo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,13 +152,22 @@ def solve(
         return _logistic(x, targets, classes, mean, sd, balanced, bias, seed)
 
 
+def _cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def _few_threads() -> Iterator[None]:
-    """No more than `THREADS` in a product: of sixteen most of the time went into waiting for one another."""
+    """No more than `THREADS` in a product, since sixteen mostly waited for one another; nor than half the cores.
+
+    NumPy and SciPy bring a BLAS each, whose threads wait busily: together they may take no more cores than there are. Two threads
+    each on two cores took 2 to 8 times as long as one (`benchmarks/solve_threads.py`).
+    """
     from threadpoolctl import threadpool_info, threadpool_limits
 
     most = min((one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"), default=1)
-    with threadpool_limits(min(most, THREADS), user_api="blas"):
+    with threadpool_limits(max(1, min(most, THREADS, _cores() // 2)), user_api="blas"):
         yield
 
 

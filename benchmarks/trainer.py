@@ -57,7 +57,7 @@ def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["AFFINAGE_CACHE"] = str(Path(folder) / "cache")
         record = affinage.fit(**settings(told), out=Path(folder) / "run").record
-    costs = [record["cost_parts"]["encoding"], *(stage["cost"] for stage in record["stages"])]
+    costs = [record["cost_parts"]["encoding_by_split"]["train"], *(stage["cost"] for stage in record["stages"])]
     return {
         **{name: sum(cost[name] for cost in costs) for name in ("seconds", "cpu_seconds")},
         "score": record["test"][TASKS[told.task][0]],

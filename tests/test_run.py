@@ -136,6 +136,11 @@ def test_run_json(kind: str, request: pytest.FixtureRequest) -> None:
     )
     assert sum(row["parameters"] for row in story["model"]["anatomy"]) == story["model"]["parameters"]
     assert {"python", "torch", "transformers"} <= story["versions"].keys()
+    parts = story["cost_parts"]
+    assert parts.keys() == {"encoding", "encoding_by_split", "measuring"}
+    each = parts["encoding_by_split"]
+    assert list(each) == ["train", "validation", "test"] and all(cost["cpu_seconds"] > 0 for cost in each.values())
+    assert sum(cost["seconds"] for cost in each.values()) == pytest.approx(parts["encoding"]["seconds"])
     assert [stage["stage"] for stage in story["stages"]] == ["head", "body"]
     head, body = story["stages"]
     assert {"method", "penalty", "gradient_norm", "cross_validated"} <= head["details"].keys()

@@ -238,7 +238,7 @@ def test_repeats_itself(digits: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_it_takes_few_threads_and_gives_them_back(digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen threads wait for one another longer than they multiply."""
+    """Sixteen threads wait for one another longer than they multiply; and there are two BLAS, which must not share a core."""
     seen: list[int] = []
 
     def threads() -> list[int]:
@@ -249,7 +249,8 @@ def test_it_takes_few_threads_and_gives_them_back(digits: tuple[np.ndarray, np.n
         return logistic(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr("affinage.solve.logistic", watching)
-    for before, inside in ((8, 4), (2, 2)):
+    for cores, before, inside in ((16, 8, 4), (16, 2, 2), (4, 4, 2), (2, 2, 1), (1, 1, 1)):
+        monkeypatch.setattr("affinage.solve._cores", lambda cores=cores: cores)
         seen.clear()
         with threadpool_limits(before, user_api="blas"):
             solve(*digits, 10)
