@@ -108,7 +108,7 @@ def affinage_side(told: argparse.Namespace) -> dict[str, Any]:
         run = affinage.fit(**settings(told), out=Path(folder) / "run")
         record, right = run.record, right_of(Path(folder) / "run")
     stages = [stage["cost"] for stage in record["stages"]]
-    encoding = record["cost_parts"]["encoding_by_split"]["train"]  # the other side's clock, too, stands while it reads the test
+    encoding = record["cost_parts"]["encoding_by_split"]["train"]  # the other side's clock stands too while it reads the test
     parts = {"encoding": encoding} | {stage["stage"]: stage["cost"] for stage in record["stages"]}
     return {
         **{k: sum(cost[k] for cost in (*stages, encoding)) for k in ("seconds", "cpu_seconds")},
