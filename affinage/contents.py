@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import __version__
-from affinage import cut as cuts
-from affinage.cut import frozen_parameters
+from affinage import __version__, entry
 from affinage.facts import versions
 from affinage.net import Net
 from affinage.store import Column
@@ -33,7 +31,7 @@ def about(net: Net, k: int, precision: str, columns: Sequence[Column], weights_s
         "modules": _modules(net, k),
         "rows": _content(rows),
         "view": 0,  # the rows as they are; augmented views would be counted from 1
-        "cut": cuts.begins(net, k),
+        "cut": entry.begins(net, k),
         "columns": [(c.dtype, c.shape, c.ragged) for c in columns],
         "precision": precision,
         "device": next(net.model.parameters()).device.type,
@@ -46,7 +44,7 @@ def weights(net: Net, k: int) -> str:
     total = hashlib.sha256()
     below = {"stem", *(f"blocks.{i}" for i in range(k))}
     parameters = dict(net.model.named_parameters())
-    read = [(name, parameters[name]) for name in frozen_parameters(net, k)]
+    read = [(name, parameters[name]) for name in entry.frozen_parameters(net, k)]
     buffers = [(n, b) for n, b in net.model.named_buffers() if net.places.get(n.rpartition(".")[0], "stem") in below]
     for name, tensor in (*read, *buffers):
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

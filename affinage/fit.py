@@ -17,8 +17,9 @@ from affinage import checkpoint, ranks, rates
 from affinage.ahead import Ahead
 from affinage.augment import mixed
 from affinage.batches import aligned, pieces, shuffled
-from affinage.cut import CAPTURED, Resumed, entry
+from affinage.cut import CAPTURED, Resumed
 from affinage.dropout import cheap_dropout, dropped_before
+from affinage.entry import entry
 from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.first import First

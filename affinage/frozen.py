@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from affinage import card, contents, ranks, rates, store
-from affinage import cut as cuts
+from affinage import card, contents, entry, ranks, rates, store
 from affinage.batches import aligned
 from affinage.card import OnCard
-from affinage.cut import CAPTURED, Cut, Resumed, lowest
+from affinage.cut import CAPTURED, Cut, Resumed
 from affinage.facts import Clock
 from affinage.features import kernels, packed
 from affinage.filling import GB, WRITTEN, everywhere, filled, on_card, pace, say, told
@@ -255,7 +254,7 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
     Raises:
         _Uncut: there is none, or it does not pay.
     """
-    k = lowest(net, rates.resolve(net, stage.rates))
+    k = entry.lowest(net, rates.resolve(net, stage.rates))
     if k is None:
         raise _Uncut(net.why or "what stands before the first block learns")
     if ceiling is not None:
@@ -263,7 +262,7 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
         if place == "stem":
             raise _Uncut(f"what a training step adds to a batch is seen before the first block, by {ceiling}")
         k = min(k, int(place.removeprefix("blocks.")))
-    address = cuts.address(net, k)
+    address = entry.address(net, k)
     if stage.epochs == 1:
         raise _Uncut("one epoch looks at each row once", address)
     if stage.mix:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from affinage import rates
-from affinage.cut import entry
 from affinage.dropout import own_rate
+from affinage.entry import entry
 from affinage.errors import AffinageError, choose
 from affinage.net import Net
 from affinage.types import Plan, Rates, Stage

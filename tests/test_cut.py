@@ -12,7 +12,8 @@ import transformers as T
 from torch import nn
 
 from affinage import pooling, rates
-from affinage.cut import CAPTURED, Cut, Resumed, frozen_parameters, lowest
+from affinage.cut import CAPTURED, Cut, Resumed
+from affinage.entry import frozen_parameters, lowest
 from affinage.layout import Uncuttable
 from affinage.net import Net
 from affinage.tasks.text_classification import TokenRows
@@ -324,28 +325,6 @@ def test_a_forward_that_fails_leaves_nothing_behind() -> None:
         with pytest.raises(Exception):  # noqa: B017 (what a broken batch raises is the model's own affair)
             call()
         assert not any(any(found) for found in hooks(model))
-
-
-# ------------------------------------------------------------------------------------------------------------ who learns
-def test_lowest() -> None:
-    net = Net.of(*FAMILIES["roberta"].make())
-
-    def k(*rows: tuple[str, float | None]) -> int | None:
-        return lowest(net, rates.resolve(net, (*rows, ("*", None))))
-
-    assert k(("head", 1.0)) == 2  # nothing but the head: at the last block
-    assert k(("head", 1.0), ("blocks.-1", 1.0)) == 2
-    assert k(("blocks.1", 1.0)) == 1
-    assert k(("*.layer.1.*.bias", 1.0), ("blocks.2", 1.0)) == 1
-    assert k(("blocks", 1.0)) == 0
-    assert k(("*.LayerNorm.*", 1.0)) is None  # that of the embeddings too
-    assert lowest(Net.of(*FAMILIES["albert_shares_one_block"].make()), {"classifier.weight": 1.0}) is None
-
-
-def test_a_table_that_all_blocks_read_is_below_each() -> None:
-    net = Net.of(*FAMILIES["deberta_v2"].make())
-    assert "deberta.encoder.rel_embeddings.weight" in frozen_parameters(net, 0)
-    assert not any("layer." in n for n in frozen_parameters(net, 0))
 
 
 def test_minilm(minilm: Any) -> None:

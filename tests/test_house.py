@@ -39,6 +39,7 @@ FLOORS: dict[int, set[str]] = {
         "classification",
         "contents",
         "cut",
+        "entry",
         "dictation",
         "dropout",
         "facts",

@@ -19,7 +19,8 @@ from affinage import cli, run
 from affinage import data as reading
 from affinage.boxes import cleaned
 from affinage.check import check
-from affinage.cut import Cut, Resumed, lowest
+from affinage.cut import Cut, Resumed
+from affinage.entry import lowest
 from affinage.errors import AffinageError
 from affinage.features import answered
 from affinage.inputs import net_of
