@@ -162,7 +162,7 @@ def _few_threads() -> Iterator[None]:
     """No more than `THREADS` in a product, since sixteen mostly waited for one another; nor than half the cores.
 
     NumPy and SciPy bring a BLAS each, whose threads wait busily: together they may take no more cores than there are. Two threads
-    each on two cores took 2 to 8 times as long as one (`benchmarks/solve_threads.py`).
+    each on two cores took up to 7 times as long as one (`benchmarks/solve_threads.py`).
     """
     from threadpoolctl import threadpool_info, threadpool_limits
 
