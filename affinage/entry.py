@@ -18,8 +18,8 @@ def address(net: Net, k: int) -> str:
 
 
 def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
-    """The number of the lowest block that the rates teach; where the head learns alone the number of blocks L if it is one layer,
-    else that of the last block.
+    """The number of the lowest block that the rates teach; where the head learns alone the number of blocks L if of it only the
+    layer of the logits learns, else that of the last block.
 
     Nothing that is read before that place learns. None where something below block 0 learns, or there are no blocks. `table` as
     from `rates.resolve`.
@@ -27,7 +27,7 @@ def lowest(net: Net, table: Mapping[str, float | None]) -> int | None:
     learning = {net.parameters[name] for name, rate in table.items() if rate is not None}
     if not net.blocks or "stem" in learning:
         return None
-    head = {name.rpartition(".")[0] for name, place in net.parameters.items() if place == "head"}
+    head = {name.rpartition(".")[0] for name, rate in table.items() if rate is not None and net.parameters[name] == "head"}
     last = len(net.blocks) - (head != {net.head_name})
     return min((int(a.removeprefix("blocks.")) for a in learning if a != "head"), default=last)
 
@@ -39,6 +39,14 @@ def entry(net: Net, table: Mapping[str, float | None]) -> int | None:
 
 
 def frozen_parameters(net: Net, k: int) -> list[str]:
-    """Names of the parameters that are read before block k begins: they must not learn above a cut there."""
+    """Names of the parameters that are read before block k begins: they must not learn above a cut there.
+
+    For k = L those of the head, too, but for the layer of the logits: a pooler's.
+    """
     below = {"stem", *(f"blocks.{i}" for i in range(k))}
-    return [name for name, address in net.parameters.items() if address in below]
+    logits = net.head_name if k == len(net.blocks) else None
+    return [
+        name
+        for name, address in net.parameters.items()
+        if address in below or (logits and address == "head" and name.rpartition(".")[0] != logits)
+    ]

@@ -66,12 +66,12 @@ def auto_precision(model: nn.Module | None = None, row: Batch | None = None, row
     """
     found = "bf16" if bf16_pays() else "fp32"
     if model is not None and row is not None and rows and found == "bf16" and device().type == "cuda":
-        found = "fp32" if 3 * rows * _flop(model, row) < SMALL else "bf16"  # backwards is twice the work of forwards
+        found = "fp32" if 3 * rows * flop(model, row) < SMALL else "bf16"  # backwards is twice the work of forwards
     return ranks.shared(found)
 
 
 @torch.no_grad()  # in inference mode the counter's hooks fail on weights that are computed (weight norm)
-def _flop(model: nn.Module, row: Batch) -> int:
+def flop(model: nn.Module, row: Batch) -> int:
     """FLOP of the products and convolutions of one forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -16,8 +16,10 @@ from affinage.batches import aligned
 from affinage.card import OnCard
 from affinage.cut import CAPTURED, Cut, Resumed
 from affinage.facts import Clock
-from affinage.features import kernels, packed
+from affinage.features import Replaced, kernels, packed
 from affinage.filling import GB, WRITTEN, everywhere, filled, on_card, pace, say, told
+from affinage.first import First
+from affinage.instead import instead
 from affinage.layout import Uncuttable
 from affinage.net import Net
 from affinage.pictures import ImageRows
@@ -98,6 +100,7 @@ class _Keeping:
     card: bool  # whether the card has room for all looks
     looks: Sequence[_Look]
     note: Callable[[str], None]  # a line that is worth reading before long work
+    replaced: Replaced  # how the layers of a pass are put in the place of their own
     begun: bool  # whether the stage has begun with this cut, and goes on with it
     kept: str = "disk"  # where they lie: of all, once each is kept
     reused: bool = True  # whether all were there already
@@ -109,7 +112,7 @@ class _Keeping:
         label = f"stage {self.stage.name}: {label} up to {self.cut.address}, once ({told(_size(self.columns, [look]))})"
         if self.card:
             self.start(label, len(look.rows))
-            with packed(self.net.model, self.precision):
+            with packed(self.net.model, self.precision, replaced=self.replaced):
                 quick = on_card(self.cut, look.rows, self.columns, self.precision, self.advance)
             if quick is not None:
                 self.kept, self.reused = "card", False
@@ -136,7 +139,7 @@ class _Keeping:
             say(damage)
         if ranks.shared(found is None):
             self.reused = False
-            with packed(self.net.model, self.precision):
+            with packed(self.net.model, self.precision, replaced=self.replaced):
                 seconds = self._foreseen(look)
             self.start(f"{label[:-1]}, about {duration(seconds)})", len(look.rows))
             shown = {
@@ -146,7 +149,7 @@ class _Keeping:
                 "rows": len(look.rows),
                 "precision": self.precision,
             }
-            with packed(self.net.model, self.precision):
+            with packed(self.net.model, self.precision, replaced=self.replaced):
                 found = filled(self.cut, look.rows, self.columns, self.place, key, shown, self.precision, self.advance)
         return everywhere(found, self.place.folder / ranks.shared(key)) if ranks.count() > 1 else found
 
@@ -171,7 +174,8 @@ class _Keeping:
             if not self.begun and self.estimate["seconds"] > 2 * self.estimate["saved_seconds"]:
                 raise _Uncut(f"to compute and write it once would take about {once} and save {saved}", self.cut.address)
             if self.estimate["seconds"] >= LONG:
-                self.note(f"stage {self.stage.name}: to compute once what is frozen ({told(size)}, about {once}) saves {saved}")
+                for_what = "is kept for other runs" if self.stage.how == "solve" else f"saves {saved}"
+                self.note(f"stage {self.stage.name}: to compute once what is frozen ({told(size)}, about {once}) {for_what}")
         return self.unit_seconds * int(look.rows.lengths.sum())
 
     @cached_property
@@ -194,6 +198,7 @@ def computed_once(
     views: int = 0,
     seed: int = 0,
     before: Mapping[str, Any] | None = None,
+    ahead: bool = False,
     ceiling: str | None = None,
     start: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int, str], None] = lambda rows, words: None,
@@ -207,6 +212,7 @@ def computed_once(
         views: where the stage augments: so many augmented views of the training rows are computed once each; 0 for no cut there.
         seed: of the views.
         before: the facts of this stage where it goes on after a stop: it goes on as it began.
+        ahead: a head is solved on the rows first, or alone: then what reaches it is kept for other runs.
         ceiling: the module above whose call no cut lies (`Task.ceiling`).
         start, advance, note: the progress bar's.
     """
@@ -217,7 +223,8 @@ def computed_once(
             raise _Uncut("the cache is off")
         if before and before["why"]:
             raise _Uncut(before["why"], before["address"])
-        cut, k = _cut(net, stage, rows, precision, views, ceiling)
+        once = stage.epochs == 1 and not (ahead or before)
+        cut, k = _cut(net, stage, rows, precision, views, ceiling, once)
         address = cut.address
         looks = [_Look(name, 0, split, split) for name, split in rows.items() if name != "train" or not views]
         plain = rows["train"]
@@ -225,7 +232,11 @@ def computed_once(
         columns, size = _columns(cut, looks, precision, budget, address)
         there = ranks.count() == 1 and card.room(cut.where, size)
         place = Store(store.folder(), int(budget * GB))
-        keeping = _Keeping(net, k, cut, columns, precision, place, stage, start, advance, there, looks, note, bool(before))
+        short = First.of(net, plain) if k == len(net.blocks) else None  # of what reaches the head one token may be all
+        replaced = short.cut_short if short else instead
+        keeping = _Keeping(
+            net, k, cut, columns, precision, place, stage, start, advance, there, looks, note, replaced, bool(before)
+        )
         captured: list[Rows] = []
         for look in looks:
             found = keeping.of(look, f"{look.name}, view {look.view} of {views}," if look.view else look.name, seed)
@@ -248,8 +259,10 @@ def computed_once(
     return Frozen(ready, Resumed(cut), facts)
 
 
-def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views: int, ceiling: str | None) -> tuple[Cut, int]:
-    """The cut of a stage, and the number of the block before which it is.
+def _cut(
+    net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views: int, ceiling: str | None, once: bool
+) -> tuple[Cut, int]:
+    """The cut of a stage, and the number of the block before which it is. `once`: the stage looks at each row but once.
 
     Raises:
         _Uncut: there is none, or it does not pay.
@@ -263,7 +276,7 @@ def _cut(net: Net, stage: Stage, rows: Mapping[str, Rows], precision: str, views
             raise _Uncut(f"what a training step adds to a batch is seen before the first block, by {ceiling}")
         k = min(k, int(place.removeprefix("blocks.")))
     address = entry.address(net, k)
-    if stage.epochs == 1:
+    if once:
         raise _Uncut("one epoch looks at each row once", address)
     if stage.mix:
         raise _Uncut("pictures are mixed anew each time", address)

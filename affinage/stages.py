@@ -14,7 +14,7 @@ import torch
 from affinage import checkpoint, labels, ranks, replay, spool
 from affinage.checkpoint import Saved
 from affinage.facts import Clock
-from affinage.features import answered, passed
+from affinage.features import answered, device, flop, passed
 from affinage.first import First
 from affinage.fit import Fitting
 from affinage.frozen import Frozen, computed_once
@@ -29,6 +29,7 @@ from affinage.story import STAGE, Some, Story
 from affinage.types import Cost, Outcome, Rows, Stage
 
 PAYS = 1000  # rows of a pass from which it pays to look whether the last block can be cut short
+KEPT = 1e12  # FLOP of a pass over the training rows, some ten seconds of a core, from which other runs find what it gave
 
 
 def solved(story: Story, stage: Stage, bar: Bar) -> None:
@@ -37,14 +38,14 @@ def solved(story: Story, stage: Stage, bar: Bar) -> None:
     clock = Clock()
     linear = inputs.net.head_linear
     assert linear is not None, "prepare() refuses such a network"
-    frozen = _ahead(story, bar)
-    rows: Rows = frozen.rows["train"]
     chosen = labels.spread(inputs.data.train, ranks.shared(_held_features(linear)), inputs.settings.seed)
     whole = len(chosen) == len(inputs.data.train)
+    frozen = _ahead(story, stage, bar, whole=whole)
+    rows: Rows = frozen.rows["train"]
     if not whole:
         rows = Some(rows, chosen)
     bar.start(f"stage {stage.name}: features", len(rows))
-    short = First.of(inputs.net, rows) if len(rows) >= PAYS else None
+    short = First.of(inputs.net, rows) if len(rows) >= PAYS and frozen.facts.get("address") != "head" else None
     replaced = short.cut_short if short else instead
     features, _ = passed(frozen.forward, rows, inputs.precision, linear, lambda n: bar.advance(n, ""), replaced)
     assert features is not None
@@ -201,25 +202,39 @@ def _details(fitting: Fitting, *, compiled: bool) -> dict[str, Any]:
     return details
 
 
-def _ahead(story: Story, bar: Bar) -> Frozen:
+def _ahead(story: Story, stage: Stage, bar: Bar, *, whole: bool) -> Frozen:
     """The rows that a solve passes to the head: from the cut of the stage that trains next, which is captured on the way.
 
-    So the frozen part runs once in the whole run, and not once for the features and once more for the cut.
+    So the frozen part runs once in the whole run, and not once for the features and once more for the cut. Where there is no such
+    cut and the pass is long, what reaches the head is kept, and other runs find it; of rows that are not solved on all (not
+    `whole`) it is not.
     """
     inputs = story.inputs
+    plain = Frozen(dict(inputs.rows), inputs.model, {})
+    if inputs.plan.lora:  # its layers are not there yet
+        return plain
     following = next((stage for stage in inputs.plan.stages[story.stage + 1 :] if stage.how == "fit"), None)
-    if following is None or inputs.plan.lora:  # lora's layers are not there yet
-        return Frozen(dict(inputs.rows), inputs.model, {})
-    frozen = _frozen(story, following, bar)
-    if not frozen.facts["why"]:
-        story.frozen[following.name] = frozen
-    if frozen.facts.get("views"):  # the head is solved on the pictures as they are
-        return Frozen(dict(inputs.rows), inputs.model, {})
-    return frozen
+    if following is not None:
+        frozen = _frozen(story, following, bar, ahead=True)
+        if not frozen.facts["why"]:
+            story.frozen[following.name] = frozen
+            return plain if frozen.facts["views"] else frozen  # the head is solved on the pictures as they are
+    if not whole or not inputs.net.blocks or not _long(inputs):
+        return plain
+    logits = replace(stage, rates=((f"{inputs.net.head_name}.*", 1.0), ("*", None)))
+    return _frozen(story, logits, bar, ahead=True)
 
 
-def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
-    """What the stage does not teach, computed once where that can be and pays."""
+def _long(inputs: Inputs) -> bool:
+    """Whether a pass over the training rows takes so long that what it gives is worth keeping."""
+    rows = inputs.rows["train"]
+    middle = np.argsort(rows.lengths, kind="stable")[len(rows) // 2 :][:1]
+    row = {name: value.to(device()) for name, value in rows.batch(middle).items()}
+    return len(rows) * flop(inputs.model, row) >= KEPT
+
+
+def _frozen(story: Story, stage: Stage, bar: Bar, *, ahead: bool = False) -> Frozen:
+    """What the stage does not teach, computed once where that can be and pays. `ahead`: as `computed_once` has it."""
     inputs, settings = story.inputs, story.inputs.settings
     found = computed_once(
         inputs.net,
@@ -230,6 +245,7 @@ def _frozen(story: Story, stage: Stage, bar: Bar) -> Frozen:
         views=settings.views,
         seed=settings.seed,
         before=story.cuts.get(stage.name),
+        ahead=ahead,
         ceiling=inputs.task.ceiling(inputs.model),
         start=bar.start,
         advance=bar.advance,

@@ -166,7 +166,7 @@ def test_a_gpu_takes_bf16_where_an_update_is_large(monkeypatch: pytest.MonkeyPat
     tokens = row["input_ids"].shape[1]
     products = layers * tokens * 2 * (4 * width * width + 2 * width * inner)
     attention = layers * 4 * tokens * tokens * width  # which the counter does not know of every kernel
-    assert products < features._flop(model, row) <= 1.1 * (products + attention)  # and the head's
+    assert products < features.flop(model, row) <= 1.1 * (products + attention)  # and the head's
     monkeypatch.setattr(features, "bf16_pays", lambda: True)
     monkeypatch.setattr(features, "device", lambda: torch.device("cpu"))
     assert features.auto_precision(model, row, 16) == "bf16"
@@ -184,7 +184,7 @@ def test_weights_that_are_computed_are_counted(tmp_path: Path) -> None:
 
     model = transformers.Wav2Vec2Model.from_pretrained(tiny.wav2vec2(tmp_path / "model"))
     sound = {"input_values": torch.randn(1, 2000)}
-    assert features._flop(model, {"input_values": torch.randn(1, 4000)}) > features._flop(model, sound) > 0
+    assert features.flop(model, {"input_values": torch.randn(1, 4000)}) > features.flop(model, sound) > 0
 
 
 def test_what_the_user_told_torch_of_tf32_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BertModel
 
 import affinage
 from affinage import card, filling, frozen, record, store
@@ -104,6 +106,9 @@ def test_long_work_is_told_in_a_line_that_stays(cache: Path, monkeypatch: pytest
     monkeypatch.setattr(frozen, "pace", lambda *_: 0.01)
     once(bert(), rows={"train": sentences(3)}, note=notes.append)
     assert len(notes) == 1
+    monkeypatch.setattr(frozen, "pace", lambda *_: 0.25)
+    facts = once(bert(), Stage("head", "solve", (("classifier.*", 1.0), ("*", None))), ahead=True, note=notes.append).facts
+    assert facts["address"] == "head" and notes[1].endswith(" is kept for other runs"), notes
 
 
 def test_what_does_not_pay_is_not_stored(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,6 +447,61 @@ def test_rows_of_any_length(cache: Path, tmp_path: Path) -> None:
         assert one[:4] == other[:4] and one.value == pytest.approx(other.value, abs=1e-6)
     again = affinage.fit(model, data, out=tmp_path / "again", plan="full", **options)
     assert again.record["cuts"]["body"]["reused"]
+
+
+def test_a_long_pass_to_the_head_is_kept_for_other_runs(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen plan, and one that teaches every block, leave what reaches the head: another seed, another plan find it, and the
+    head is that of a run without a store, bit by bit. Of a short pass nothing is kept."""
+    model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data")
+    options: dict[str, Any] = dict(precision="fp32", validation=0, quiet=True)
+    short = affinage.fit(model, data, plan="frozen", out=tmp_path / "short", **options)
+    assert not short.record["cuts"] and not Store(cache, 0).entries()
+    monkeypatch.setattr("affinage.stages.KEPT", 0)
+    runs = {
+        "full": affinage.fit(model, data, unfreeze="all", epochs=1, out=tmp_path / "full", **options),
+        "frozen": affinage.fit(model, data, plan="frozen", seed=1, out=tmp_path / "frozen", **options),
+    }
+    cuts = {name: run.record["cuts"]["head"] for name, run in runs.items()}
+    assert all(cut["address"] == "head" and not cut["why"] and cut["share"] > 0.9 for cut in cuts.values()), cuts
+    assert [cuts[name]["reused"] for name in runs] == [False, True]
+    again = affinage.fit(model, data, plan="frozen", out=tmp_path / "again", **options)
+    assert again.record["cuts"]["head"]["reused"]
+    assert (again.path / "model.safetensors").read_bytes() == (short.path / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("pooling", ["native", "first"])
+def test_what_reaches_the_head_hangs_on_its_other_layers(
+    pooling: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another pooler makes other features, though encoder and texts are the same; the bare first token does not ask it."""
+    monkeypatch.setattr("affinage.stages.KEPT", 0)
+    data = texts(tmp_path / "data")
+    options: dict[str, Any] = dict(plan="frozen", pooling=pooling, precision="fp32", quiet=True)
+    model = tiny.bert(tmp_path / "model")
+    affinage.fit(model, data, out=tmp_path / "one", **options)
+    other = BertModel.from_pretrained(model)
+    with torch.no_grad():
+        other.pooler.dense.bias += 1.0
+    other.save_pretrained(tmp_path / "other")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "other")
+    run = affinage.fit(tmp_path / "other", data, out=tmp_path / "two", **options)
+    assert run.record["cuts"]["head"]["address"] == "head"
+    assert run.record["cuts"]["head"]["reused"] == (pooling == "first")
+    plain = affinage.fit(tmp_path / "other", data, out=tmp_path / "plain", cache="off", **options)
+    assert run.metrics["accuracy"] == plain.metrics["accuracy"]
+    for name in ("classifier.weight", "classifier.bias"):
+        one, two = (load_file(r.path / "model.safetensors")[name] for r in (run, plain))
+        assert (one - two).abs().max() <= 1e-4 * two.abs().max()
+
+
+def test_one_epoch_behind_a_solved_head_is_cut(cache: Path, tmp_path: Path) -> None:
+    """The head looks at each row as well; where it is not solved, one look is all, and the run says so."""
+    model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data")
+    options: dict[str, Any] = dict(unfreeze=1, epochs=1, quiet=True)
+    run = affinage.fit(model, data, out=tmp_path / "two", **options)
+    assert run.record["cuts"]["body"]["address"] == "blocks.1" and not run.record["cuts"]["body"]["why"]
+    run = affinage.fit(model, data, plan="full", out=tmp_path / "full", **options)
+    assert run.record["cuts"]["body"] == {"address": "blocks.1", "why": "one epoch looks at each row once"}
 
 
 def test_the_frozen_part_runs_once_in_two_stages(cache: Path, tmp_path: Path) -> None:
