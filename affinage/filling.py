@@ -46,6 +46,7 @@ def filled(
         return [_plain(u, column) for u, column in zip(_made(cut, rows, batch, precision), columns, strict=True)]
 
     def fill(writer: Writer) -> Entry:
+        full: OSError | None = None
         with writer:
             for i, batch in enumerate(batches):
                 if i % ranks.count() == 0:
@@ -54,8 +55,16 @@ def filled(
                     shapes = [(column.units(rows.lengths[batch]), *column.shape) for column in columns]
                     blank = [np.empty(shape, column.plain) for shape, column in zip(shapes, columns, strict=True)]
                     values = ranks.received(blank, i % ranks.count())
-                writer.add(batch, values)
+                try:
+                    if full is None:
+                        writer.add(batch, values)
+                except OSError as error:
+                    if ranks.count() == 1:
+                        raise
+                    full = error  # and what the others hand over is still taken from them
                 advance(len(batch), "")
+            if full is not None:
+                raise full
             return writer.done(about)
 
     if ranks.count() > 1:
@@ -123,21 +132,29 @@ def _filled_by_all(
     fill: Callable[[Writer], Entry],
 ) -> Entry | None:
     """The entry on rank 0, None on the others; None on all where its folder has no room: every rank's memory holds too much."""
-    writer, why = None, ""
+
+    def unwritten(error: OSError) -> None:
+        size = sum(column.size(rows.lengths) for column in columns)
+        why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
+        say(f"{why}: AFFINAGE_CACHE should name one that all ranks read and that has room for {told(size)}")
+
+    writer = None
     if ranks.first():
         try:
             writer = place.write(key, columns, rows.lengths)
         except OSError as error:
-            size = sum(column.size(rows.lengths) for column in columns)
-            why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
-            say(f"{why}: AFFINAGE_CACHE should name one that all ranks read and that has room for {told(size)}")
-    if ranks.shared(why):
+            unwritten(error)
+    if ranks.shared(ranks.first() and writer is None):
         return None
-    if writer is not None:
+    if writer is None:
+        for batch in batches[ranks.number() :: ranks.count()]:
+            ranks.given(made(batch))
+        return None
+    try:
         return fill(writer)
-    for batch in batches[ranks.number() :: ranks.count()]:
-        ranks.given(made(batch))
-    return None
+    except OSError as error:
+        unwritten(error)
+        return None
 
 
 def everywhere(found: Entry | None, path: Path) -> Entry | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUCKET = 2**24  # numbers that are summed at once: 64 MiB
+ALONE = 12  # times AFFINAGE_RANK_SECONDS, an hour, that the others wait while rank 0 solves or writes
 
 
 def count() -> int:
@@ -168,7 +169,11 @@ def sent(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def alone(make: Callable[[], T]) -> T | None:
-    """What `make` gives on rank 0; the others wait as long as it lives, however long that takes, and get None."""
+    """What `make` gives on rank 0; the others wait as long as it lives, and get None.
+
+    Raises:
+        RankLost: rank 0 died, or has been at it `ALONE` times as long as a rank waits for a word: its disk may not answer.
+    """
     here = team.here()
     if here is None:
         return make()
@@ -178,7 +183,8 @@ def alone(make: Callable[[], T]) -> T | None:
         made = make()
         here.store.set(key, "done")
         return made
-    beat, heard = "", time.monotonic()
+    beat, began = "", time.monotonic()
+    heard, most = began, ALONE * team.patience()
     while not here.store.check([key]):
         time.sleep(0.1)
         (latest,) = here.beats([0])
@@ -186,6 +192,10 @@ def alone(make: Callable[[], T]) -> T | None:
             beat, heard = latest, time.monotonic()
         elif time.monotonic() - heard > max(team.SILENT, 10.0):
             raise here.lost([0])
+        if time.monotonic() - began > most:
+            raise team.RankLost(
+                f"rank 0 has solved or written for {most:g} s ({ALONE} times AFFINAGE_RANK_SECONDS): {here.resume}"
+            )
     return None
 
 

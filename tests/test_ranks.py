@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_alone_everything_is_as_given() -> None:
     assert ranks.alone(lambda: 3) == 3
 
 
+def test_nobody_waits_for_ever_for_rank_0_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It shows that it lives, and gets nowhere: its disk does not answer."""
+    signs = iter(range(10**9))
+    stuck: Any = SimpleNamespace(number=1, count=2, waits=0, resume="go on", beats=lambda ranks: [str(next(signs))])
+    stuck.store = SimpleNamespace(check=lambda keys: False)
+    monkeypatch.setattr(team, "_here", stuck)
+    monkeypatch.setenv("AFFINAGE_RANK_SECONDS", "0.05")
+    with pytest.raises(team.RankLost, match=r"rank 0 has solved or written for 0\.6 s .*: go on"):
+        ranks.alone(lambda: None)
+
+
 def test_one_process_imports_nothing_of_torch_distributed() -> None:
     code = (
         "from affinage import team\nfrom pathlib import Path\nimport sys\n"
@@ -229,6 +241,63 @@ def test_two_ranks_are_one_run_in_other_plans(name: str, shard: Words, text: Wor
         cuts = [json.loads((tmp_path / n / "run.json").read_text())["cuts"]["body"] for n in ("two", "one")]
         assert [c["address"] for c in cuts] == ["blocks.1"] * 2
         assert [c["reused"] for c in cuts] == [False, True]  # what two ranks left is found by one
+
+
+SMALL_BATCHES = """
+import os, sys
+import numpy as np
+from affinage import filling, store
+from affinage.cli import main
+
+filling.batched = lambda lengths, model, precision: np.array_split(np.arange(len(lengths)), 7)
+made, add, calls = filling._made, store.Writer.add, []
+
+def counted(cut, rows, batch, precision):
+    if not isinstance(batch, list):
+        with open(os.environ["COUNTED"] + os.environ["RANK"], "a") as file:
+            print(len(batch), file=file)
+    return made(cut, rows, batch, precision)
+
+def full(self, rows, values):
+    calls.append(rows)
+    if os.environ["FULL"] and len(calls) == 3:
+        raise OSError(28, "No space left on device")
+    add(self, rows, values)
+
+filling._made, store.Writer.add = counted, full
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("disk", ["fills up", "cannot be written", ""])
+def test_two_ranks_fill_the_store(disk: str, text: Words, launch: Ranks, tmp_path: Path) -> None:
+    """Each passes half of the rows; a disk that has no room, at once or on the way, leaves a run that goes on uncut."""
+    cache = tmp_path / "cache"
+    if disk == "cannot be written":
+        cache.write_text("a file")
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "AFFINAGE_CACHE": str(cache)}
+    env |= {"COUNTED": str(tmp_path / "rank"), "FULL": disk * (disk == "fills up")}
+    words = [sys.executable, "-c", SMALL_BATCHES, *text, *VARIANTS["cut"], "--out", str(tmp_path / "two")]
+    ran = [
+        subprocess.Popen(words, cwd=ROOT, env=environment(**env, RANK=str(i)), stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=120)[1] for process in ran]
+    assert [process.returncode for process in ran] == [0, 0], told
+    launch.run(1, *text, *VARIANTS["cut"], "--cache", "off", "--out", str(tmp_path / "one"))
+    ours, theirs = ([r.value for r in record.read(tmp_path / name / "records.jsonl")] for name in ("two", "one"))
+    assert ours == pytest.approx(theirs, abs=CLOSE)
+    facts = json.loads((tmp_path / "two" / "run.json").read_text())["cuts"]["body"]
+    if disk:
+        assert "AFFINAGE_CACHE should name one that all ranks read" in told[0] and not told[1]
+        assert "anywhere that all ranks can read" in facts["why"]
+        assert cache.is_file() or not list(cache.iterdir())
+        return
+    assert not facts["why"]
+    passed = [sum(map(int, (tmp_path / f"rank{i}").read_text().split())) for i in range(2)]
+    few = 2 * 16  # that tell how long the rest will take, on each
+    rows = json.loads((tmp_path / "two" / "run.json").read_text())["data"]["rows"]
+    assert sum(passed) == rows["train"] + rows["validation"] + 2 * few and abs(passed[0] - passed[1]) < 0.3 * sum(passed), passed
 
 
 @pytest.mark.parametrize("shard", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=["plain", "shard"])
