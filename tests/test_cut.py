@@ -67,9 +67,13 @@ def hooks(model: nn.Module) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------ families
-@pytest.mark.parametrize("name", CUTTABLE)
-def test_family(name: str) -> None:
-    """At the first, the middle and the last block: logits, gradients under dropout, and who is frozen."""
+def few(net: Net) -> set[int]:
+    """The first, the middle and the last block."""
+    return {0, len(net.blocks) // 2, len(net.blocks) - 1}
+
+
+def made(name: str) -> tuple[Net, Batch]:
+    """A network of the zoo as it is trained, and its batch."""
     model, batch = ALL[name].make()
     if hasattr(model.config, "layerdrop"):
         model.config.layerdrop = 0.0  # blocks left out at random
@@ -77,50 +81,80 @@ def test_family(name: str) -> None:
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
         model.to(memory_format=torch.channels_last)
-    clean = hooks(model)
+    return net, batch
+
+
+def looks_the_same(net: Net, batch: Batch, k: int, allowed: float) -> None:
+    """Cut at k, as captured and as stored: logits, gradients under dropout, and who is frozen."""
+    model, clean = net.model, hooks(net.model)
     parameters = dict(model.named_parameters())
     mask = batch.get("attention_mask")
     buffers = {n: b.clone() for n, b in model.named_buffers()}
-    allowed = 1e-6 if ALL[name].rounds else 0.0
-    for k in sorted({0, len(net.blocks) // 2, len(net.blocks) - 1}):
-        cut = Cut(net, k, Given(batch))
-        with torch.no_grad():
-            whole, values = model(**batch).logits, cut.capture(batch)
-            assert torch.equal(cut.resume(batch, values).logits, whole)
-            stored = Resumed(cut)(**beside(cut, batch)).logits
-        if mask is not None and whole.dim() == 3:  # logits of padding have no meaning, and padding is not stored
-            whole, stored = whole[mask.bool()], stored[mask.bool()]
-        assert torch.equal(stored, whole)
 
-        frozen = set(frozen_parameters(net, k))
-        table = {n: None if n in frozen else 1e-3 for n in net.parameters}
-        assert lowest(net, table) == k
-        rates.freeze(net, table)
-        rates.train_mode(net, table)
-        found = []
-        for whole_again in (True, False):
-            model.zero_grad()
-            torch.manual_seed(1)
-            output = model(**batch) if whole_again else cut.resume(batch, values)
-            output.logits.square().sum().backward()
-            found.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
-        assert found[0].keys() == found[1].keys() and len(found[0]) > 0
-        scale = max(float(g.abs().max()) for g in found[0].values())
-        assert all(alike(gradient, found[1][n], allowed * scale) for n, gradient in found[0].items())
-        assert hooks(model) == clean
+    def logits(output: Any) -> torch.Tensor:
+        """Those of padding have no meaning, and padding is not stored."""
+        return output.logits[mask.bool()] if mask is not None and output.logits.dim() == 3 else output.logits
 
-        model.eval()
-        with torch.no_grad():  # what is captured hangs on all that is frozen, and on nothing else
-            for spoiled, same in ((set(parameters) - frozen, True), (frozen, False)):
-                kept = {n: parameters[n].clone() for n in spoiled}
-                for n in spoiled:
-                    parameters[n].add_(torch.randn_like(parameters[n]))
-                assert all(alike(a, b, allowed) for a, b in zip(cut.capture(batch), values, strict=True)) == same
-                for n, value in kept.items():
-                    parameters[n].copy_(value)
-            # those of two pictures are hardly wide: rounding, which differs by processor, would be blown up at the next cut
-            for n, b in model.named_buffers():
-                b.copy_(buffers[n])
+    cut = Cut(net, k, Given(batch))
+    ways = [
+        lambda: model(**batch),
+        lambda: cut.resume(batch, values),
+        lambda: Resumed(cut)(**kept),
+    ]
+    with torch.no_grad():
+        values, kept = cut.capture(batch), beside(cut, batch)
+        assert torch.equal(ways[1]().logits, ways[0]().logits)
+        assert torch.equal(logits(ways[2]()), logits(ways[0]()))
+
+    frozen = set(frozen_parameters(net, k))
+    table = {n: None if n in frozen else 1e-3 for n in net.parameters}
+    assert lowest(net, table) == k
+    rates.freeze(net, table)
+    rates.train_mode(net, table)
+    found = []
+    for way in ways:
+        model.zero_grad()
+        torch.manual_seed(1)
+        logits(way()).square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
+    scale = max(float(g.abs().max()) for g in found[0].values())
+    for others, apart in zip(found[1:], (allowed, 1e-6), strict=True):  # what was stored lies elsewhere: kernels go by that, too
+        assert found[0].keys() == others.keys() and len(others) > 0
+        assert all(alike(gradient, others[n], apart * scale) for n, gradient in found[0].items())
+    assert hooks(model) == clean
+
+    model.eval()
+    with torch.no_grad():  # what is captured hangs on all that is frozen, and on nothing else
+        for spoiled, same in ((set(parameters) - frozen, True), (frozen, False)):
+            before = {n: parameters[n].clone() for n in spoiled}
+            for n in spoiled:
+                parameters[n].add_(torch.randn_like(parameters[n]))
+            assert all(alike(a, b, allowed) for a, b in zip(cut.capture(batch), values, strict=True)) == same
+            for n, value in before.items():
+                parameters[n].copy_(value)
+        # those of two pictures are hardly wide: rounding, which differs by processor, would be blown up at the next cut
+        for n, b in model.named_buffers():
+            b.copy_(buffers[n])
+
+
+@pytest.mark.parametrize("name", CUTTABLE)
+def test_family(name: str) -> None:
+    """At the first, the middle and the last block."""
+    net, batch = made(name)
+    for k in sorted(few(net)):
+        looks_the_same(net, batch, k, 1e-6 if ALL[name].rounds else 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, family in ALL.items() if family.blocks])
+def test_every_other_cut_of_a_family(name: str) -> None:
+    """At all blocks between, and before the layer of the logits, where that can learn alone."""
+    net, batch = made(name)
+    last = len(net.blocks)
+    alone = lowest(net, dict.fromkeys(set(net.parameters) - set(frozen_parameters(net, last)), 1e-3)) == last
+    assert alone == (net.parameters.get(f"{net.head_name}.weight") == "head"), "else its weights are read elsewhere, too"
+    for k in sorted(set(range(last + alone)) - few(net)):
+        looks_the_same(net, batch, k, 1e-6 if ALL[name].rounds else 0.0)
 
 
 @pytest.mark.parametrize("name", TEXT)
