@@ -31,7 +31,7 @@ class Views:
 
 
 class Augmented:
-    """Rows as one augmented view shows them: the same at every look, whatever else is drawn."""
+    """Rows as one augmented view shows them: the same at every look at the same batch, whatever else is drawn."""
 
     def __init__(self, rows: Rows, strength: str, seed: int, view: int) -> None:
         self.rows, self.strength, self.seed, self.view = rows, strength, seed, view
@@ -41,7 +41,10 @@ class Augmented:
         return len(self.rows)
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The batch with its pictures changed; which way depends on the seed, the view and the first row only."""
+        """The batch with its pictures changed; which way depends on seed, view and rows, of which the first seeds the draw.
+
+        So half of a batch, where memory holds no more, shows its pictures otherwise: another view, drawn by the same law.
+        """
         found = self.rows.batch(rows)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed * 1_000_003 + self.view * 10_007 + int(rows[0]))
