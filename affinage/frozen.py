@@ -68,6 +68,20 @@ class Captured:
         return found
 
 
+class Alike:
+    """Rows of which all that costs has been computed: a pass may take long and short ones together."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+        self.lengths = np.ones(len(rows), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        return self.rows.batch(rows)
+
+
 class _Uncut(Exception):
     """Why a stage goes through the whole network, and the block at which it might have been cut."""
 

@@ -17,7 +17,7 @@ from affinage.facts import Clock
 from affinage.features import answered, device, flop, passed
 from affinage.first import First
 from affinage.fit import Fitting
-from affinage.frozen import Frozen, computed_once
+from affinage.frozen import Alike, Frozen, computed_once
 from affinage.inputs import Inputs
 from affinage.instead import instead
 from affinage.net import Net
@@ -222,7 +222,10 @@ def _ahead(story: Story, stage: Stage, bar: Bar, *, whole: bool) -> Frozen:
     if not whole or not inputs.net.blocks or not _long(inputs):
         return plain
     logits = replace(stage, rates=((f"{inputs.net.head_name}.*", 1.0), ("*", None)))
-    return _frozen(story, logits, bar, ahead=True)
+    frozen = _frozen(story, logits, bar, ahead=True)
+    if not frozen.facts["why"]:
+        frozen.rows = {name: Alike(rows) for name, rows in frozen.rows.items()}
+    return frozen
 
 
 def _long(inputs: Inputs) -> bool:
