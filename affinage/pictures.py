@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 100_000_000  # a larger picture is refused by its header, before any of it is decoded
 PART = 256  # pictures that are decoded at once
+PROBED = 4  # pictures that tell how long one takes to decode
+QUICK = 1e-3  # seconds below which it is over before a thread has taken it up
+TOGETHER = 16  # such pictures that the processor is given in one call
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 ORIENTATION = 0x0112
 
@@ -187,19 +191,30 @@ class Decoded:
         """`plain`: resized only, as uint8; else all that the processor does, as float32. `least`: as `opened` has it."""
         self.inputs, self.processor, self.plain, self.least = inputs, processor, plain, least
         self.pool = ThreadPoolExecutor(max_workers=2)  # Pillow decodes outside the interpreter lock
+        self.quick: bool | None = None  # whether a picture takes so little that two threads wait for each other
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def __getitem__(self, at: Any) -> np.ndarray:
         """(n, 3, H, W) of a slice or of row numbers (n,)."""
-        return np.stack(list(self.pool.map(self._one, np.arange(len(self))[at] if isinstance(at, slice) else at)))
+        rows = np.arange(len(self))[at] if isinstance(at, slice) else np.asarray(at)
+        if self.quick is None and len(rows) >= PROBED:
+            self.quick = min(map(self._seconds, rows[:PROBED])) < QUICK
+        if self.quick:
+            return np.concatenate([self._some(rows[i : i + TOGETHER]) for i in range(0, len(rows), TOGETHER)])
+        return np.concatenate(list(self.pool.map(lambda row: self._some([row]), rows)))
 
-    def _one(self, row: int) -> np.ndarray:
-        image = opened(self.inputs[row], self.least)
+    def _some(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        images = [opened(self.inputs[row], self.least) for row in rows]
         if self.plain:
-            return resized(self.processor, [image])[0].astype(np.uint8)
-        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0], dtype=np.float32)
+            return resized(self.processor, images).astype(np.uint8)
+        return np.asarray(self.processor(images, return_tensors="np")["pixel_values"], dtype=np.float32)
+
+    def _seconds(self, row: int) -> float:
+        clock = time.perf_counter()
+        self._some([row])
+        return time.perf_counter() - clock
 
 
 def enough(processor: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 import transformers as T
 from PIL import Image
 
-from affinage.pictures import drawn, encoded, enough, opened
+from affinage.pictures import Decoded, drawn, encoded, enough, opened
 
 
 def test_drawn() -> None:
@@ -72,3 +72,19 @@ def test_its_pixels_hardly_move(photograph: Path) -> None:
 )
 def test_what_is_enough(processor: Any, least: int) -> None:
     assert enough(processor) == least
+
+
+@pytest.mark.parametrize("processor", [VIT, T.ConvNextImageProcessorPil(size={"shortest_edge": 32}, crop_pct=0.875)])
+def test_quick_pictures_are_decoded_together_and_slow_ones_by_threads(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes either way, whatever the sizes, in the order asked for."""
+    draw = np.random.default_rng(0)
+    inputs = [Image.fromarray(draw.integers(0, 256, (*draw.integers(20, 90, 2), 3), dtype=np.uint8)) for _ in range(37)]
+    found = []
+    for quick in (0.0, float("inf")):
+        monkeypatch.setattr("affinage.pictures.QUICK", quick)
+        decoded = Decoded(inputs, processor, plain=True)
+        found += [decoded[:37], decoded[np.asarray([30, 2, 17, 17, 5])], decoded[3:5]]
+        assert decoded.quick == (quick > 0)
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert one.dtype == np.uint8 and np.array_equal(one, other)
+    assert np.array_equal(found[1], found[0][[30, 2, 17, 17, 5]]) and found[0].shape == (37, 3, 32, 32)
