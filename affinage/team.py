@@ -41,7 +41,13 @@ class Team:
         self.over = threading.Event()
         self.pulses = store.clone()  # a client of its own: one that waits would hold up the other
         self._pulse(0)
-        threading.Thread(target=self._live, daemon=True).start()
+        self.living = threading.Thread(target=self._live, daemon=True)
+        self.living.start()
+
+    def end(self) -> None:
+        """No more signs of life. A thread that Python ends at its exit, within a call of the store, aborts the process."""
+        self.over.set()
+        self.living.join(SILENT)
 
     def _pulse(self, beat: int) -> None:
         self.pulses.set(f"pulse/{self.number}", str(beat))
@@ -189,7 +195,7 @@ def joined(folder: Path) -> Iterator[None]:
             raise
         finally:
             _here = None
-        team.over.set()  # not after an error: this process is not the one that died
+        team.end()  # not after an error: this process is not the one that died
 
 
 def _own_gpu(store: Any, rank: int, size: int) -> bool:

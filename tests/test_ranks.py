@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,6 +134,25 @@ def test_alone_everything_is_as_given() -> None:
     assert ranks.own(rows).tolist() == rows.tolist()
     assert ranks.total(1.5, 2.0) == [1.5, 2.0] and ranks.gathered("x") == ["x"] and ranks.shared({"a": 1}) == {"a": 1}
     assert ranks.alone(lambda: 3) == 3
+
+
+def test_no_sign_of_life_is_on_its_way_when_a_process_ends(tmp_path: Path) -> None:
+    """Python would end its thread within the store's code, which aborts the process: a finished run left with code -6."""
+
+    class Slow:
+        def clone(self) -> Slow:
+            return self
+
+        def set(self, key: str, value: str) -> None:
+            if value != "0":
+                began.set()
+                time.sleep(0.3)
+
+    began = threading.Event()
+    one = team.Team(0, 2, Slow(), tmp_path)
+    assert began.wait(10)
+    one.end()
+    assert not one.living.is_alive()
 
 
 def test_nobody_waits_for_ever_for_rank_0_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
