@@ -244,6 +244,8 @@ def computed_once(
         plain = rows["train"]
         looks += [_Look("train", v, Augmented(plain, stage.augment, seed, v), plain) for v in range(1, views + 1)]
         columns, size = _columns(cut, looks, precision, budget, address)
+        if stage.how == "solve" and any(column.ragged for column in columns):
+            raise _Uncut("a vector a token reaches the head, too much to keep for other runs alone", address)
         there = ranks.count() == 1 and card.room(cut.where, size)
         place = Store(store.folder(), int(budget * GB))
         short = First.of(net, plain) if k == len(net.blocks) else None  # of what reaches the head one token may be all

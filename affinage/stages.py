@@ -206,8 +206,8 @@ def _ahead(story: Story, stage: Stage, bar: Bar, *, whole: bool) -> Frozen:
     """The rows that a solve passes to the head: from the cut of the stage that trains next, which is captured on the way.
 
     So the frozen part runs once in the whole run, and not once for the features and once more for the cut. Where there is no such
-    cut and the pass is long, what reaches the head is kept, and other runs find it; of rows that are not solved on all (not
-    `whole`) it is not.
+    cut and the pass is long, what reaches the head is kept, and other runs find it; not of rows that are not solved on all (not
+    `whole`), nor by several ranks, which might not all see it and would then compute it once more.
     """
     inputs = story.inputs
     plain = Frozen(dict(inputs.rows), inputs.model, {})
@@ -219,7 +219,7 @@ def _ahead(story: Story, stage: Stage, bar: Bar, *, whole: bool) -> Frozen:
         if not frozen.facts["why"]:
             story.frozen[following.name] = frozen
             return plain if frozen.facts["views"] else frozen  # the head is solved on the pictures as they are
-    if not whole or not inputs.net.blocks or not _long(inputs):
+    if not whole or ranks.count() > 1 or not inputs.net.blocks or not _long(inputs):
         return plain
     logits = replace(stage, rates=((f"{inputs.net.head_name}.*", 1.0), ("*", None)))
     frozen = _frozen(story, logits, bar, ahead=True)

@@ -494,6 +494,14 @@ def test_what_reaches_the_head_hangs_on_its_other_layers(
         assert (one - two).abs().max() <= 1e-4 * two.abs().max()
 
 
+def test_a_vector_a_token_is_not_kept_for_other_runs_alone(cache: Path) -> None:
+    """A decoder's head looks at every token, of which one is picked after it."""
+    net = Net.of(*FAMILIES["gpt2"].make())
+    alone = Stage("head", "solve", ((f"{net.head_name}.*", 1.0), ("*", None)))
+    found = once(net, alone, ahead=True)
+    assert found.facts["address"] == "head" and "a vector a token" in found.facts["why"] and not Store(cache, 0).entries()
+
+
 def test_one_epoch_behind_a_solved_head_is_cut(cache: Path, tmp_path: Path) -> None:
     """The head looks at each row as well; where it is not solved, one look is all, and the run says so."""
     model, data = tiny.bert(tmp_path / "model"), texts(tmp_path / "data")
