@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unfl
 from torch.utils.flop_counter import flop_registry
 
 from affinage.entry import address, begins
-from affinage.features import autocast
+from affinage.features import autocast, kernels
 from affinage.layout import Layout, Uncuttable
 from affinage.net import Net
 from affinage.types import Batch, Rows
@@ -68,6 +68,7 @@ class Cut:
         """
         if not net.blocks:
             raise Uncuttable(net.why)
+        self.below: Cut | None = None
         self.model, self.k, self.block = net.model, k, net.model.get_submodule(begins(net, k))
         self.address, self.seen = address(net, k), net.seen
         self.mask: Callable[[Batch], torch.Tensor | None] = getattr(rows, "mask", _mask)
@@ -89,8 +90,27 @@ class Cut:
         return [self.left[i].leaves[j] for i, j in self.kept]
 
     @torch.no_grad()
+    def after(self, below: Cut, rows: Rows, precision: str) -> bool:
+        """Whether `capture` goes on from what `below` captured, from now on, where a batch brings that: if it finds the same bits
+        of two rows. `below`: a cut of the same network before an earlier block, or the same one.
+        """
+        batch = self.placed(rows.batch(np.asarray(two_rows(rows))))
+        with kernels(precision), autocast(precision):
+            brought = {**batch, **{f"{CAPTURED}{i}": units for i, units in enumerate(below.packed(batch))}}
+            want, self.below = self.packed(batch), below
+            with suppress(Uncuttable):
+                if below.k <= self.k and all(map(torch.equal, self.packed(brought), want)):
+                    return True
+        self.below = None
+        return False
+
+    @torch.no_grad()
     def capture(self, batch: Batch) -> list[torch.Tensor]:
         """Run what is below the cut, and no more; what the rest needs of it. Call it in eval mode."""
+        if self.below is not None and f"{CAPTURED}0" in batch:
+            inputs, values = self.below.parted(self.below.laid(batch))
+            with self.below._stubs(values, _size(inputs), self.below._tokens(inputs)):
+                return self.capture(inputs)
         found = self._outputs(batch, {self.left[i].module for i, _ in self.kept})
         made: dict[nn.Module, list[list[Any]]] = defaultdict(list)
         for module, _, leaves in found:
@@ -100,6 +120,17 @@ class Cut:
     def resume(self, batch: Batch, values: list[torch.Tensor]) -> Any:
         """The model's own output for `batch`, from what `capture` returned for its rows."""
         return self._forward(batch, _copied(dict(zip(self.kept, values, strict=True))))
+
+    def laid(self, batch: Batch) -> Batch:
+        """The batch with what was captured laid out for its rows, (B, ...), so that the shapes tell what the network will do."""
+        inputs = {k: v for k, v in batch.items() if not k.startswith(CAPTURED)}
+        units = [batch[f"{CAPTURED}{i}"] for i in range(len(self.kept))]
+        return {**inputs, **{f"{LAID}{i}": v for i, v in enumerate(self._unpacked(inputs, units).values())}}
+
+    def parted(self, laid: Batch) -> tuple[Batch, dict[Place, torch.Tensor]]:
+        """(the inputs of the network, what was captured of its rows) of such a batch."""
+        inputs = {k: v for k, v in laid.items() if not k.startswith(LAID)}
+        return inputs, {place: laid[f"{LAID}{i}"] for i, place in enumerate(self.kept)}
 
     # ------------------------------------------------------------------------------------------- what happens below the cut
     def _outputs(self, batch: Batch, of: set[nn.Module] | None = None) -> list[tuple[nn.Module, TreeSpec, list[Any]]]:
@@ -352,15 +383,7 @@ class Resumed(nn.Module):
         self.cut = cut
 
     def forward(self, **batch: torch.Tensor) -> Any:
-        laid = batch if f"{LAID}0" in batch else self.laid(batch)
-        inputs = {k: v for k, v in laid.items() if not k.startswith(LAID)}
-        return self.cut._forward(inputs, {place: laid[f"{LAID}{i}"] for i, place in enumerate(self.cut.kept)})
-
-    def laid(self, batch: Batch) -> Batch:
-        """The batch with what was captured laid out for its rows, (B, ...), so that the shapes tell what `forward` will do."""
-        inputs = {k: v for k, v in batch.items() if not k.startswith(CAPTURED)}
-        units = [batch[f"{CAPTURED}{i}"] for i in range(len(self.cut.kept))]
-        return {**inputs, **{f"{LAID}{i}": v for i, v in enumerate(self.cut._unpacked(inputs, units).values())}}
+        return self.cut._forward(*self.cut.parted(batch if f"{LAID}0" in batch else self.cut.laid(batch)))
 
 
 def two_rows(rows: Rows) -> tuple[int, int]:

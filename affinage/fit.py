@@ -305,7 +305,7 @@ class Fitting:
         if self.replay and len(parts) == 1:
             inputs, targets, _, _ = self.shown(parts[0])
             if isinstance(self.forward, Resumed):  # how many tokens there are differs from batch to batch, and is no shape of it
-                inputs = self.forward.laid(inputs)
+                inputs = self.forward.cut.laid(inputs)
             loss = self.replay.gradients(inputs, targets)
             if self.ahead:  # while the card computes
                 self.ahead.read(self.rows, self.following)

@@ -20,7 +20,7 @@ from affinage.features import Replaced, kernels, packed
 from affinage.filling import GB, WRITTEN, everywhere, filled, on_card, pace, say, told
 from affinage.first import First
 from affinage.instead import instead
-from affinage.layout import Uncuttable
+from affinage.layout import Layout, Uncuttable
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.progress import duration
@@ -39,6 +39,7 @@ class Frozen:
     rows: dict[str, Rows]
     forward: nn.Module  # the whole network, or what is above the cut
     facts: dict[str, Any]
+    cut: Cut | None = None  # where the rows hold to the bit what the network left there: a later cut may go on from it
 
 
 class Captured:
@@ -82,6 +83,10 @@ class Alike:
         return self.rows.batch(rows)
 
 
+class Later(Exception):
+    """There is no room for a stage's rows beside those that are kept for others: it has to wait for its turn."""
+
+
 class _Uncut(Exception):
     """Why a stage goes through the whole network, and the block at which it might have been cut."""
 
@@ -94,7 +99,7 @@ class _Look(NamedTuple):
 
     name: str
     view: int
-    rows: Rows
+    rows: Rows  # that go through the network, or through what is above an earlier cut
     plain: Rows  # as they are
 
 
@@ -175,13 +180,14 @@ class _Keeping:
                 from run to run, and with it the rounding of what is learnt.
         """
         if not self.estimate:
-            train = next(one.plain for one in self.looks if one.name == "train")  # which has rows
-            self.unit_seconds = ranks.shared(pace(self.cut, train, self.precision)) / ranks.count()
+            train = next(one for one in self.looks if one.name == "train")  # which has rows
+            paces = [pace(self.cut, rows, self.precision) for rows in (train.plain, *([train.rows] if self.cut.below else []))]
+            from_stem, self.unit_seconds = (ranks.shared(paces[i]) / ranks.count() for i in (0, -1))
             an_epoch = {one.name: int(one.rows.lengths.sum()) for one in self.looks}  # of several views one an epoch
             size = _size(self.columns, self.looks)
             self.estimate = worth(
                 self.unit_seconds * sum(int(one.rows.lengths.sum()) for one in self.looks),
-                self.unit_seconds * self.stage.epochs * sum(an_epoch.values()) * self.cut.spared,
+                from_stem * self.stage.epochs * sum(an_epoch.values()) * self.cut.spared,
                 size,
             )
             once, saved = (duration(self.estimate[name]) for name in ("seconds", "saved_seconds"))
@@ -213,6 +219,8 @@ def computed_once(
     seed: int = 0,
     before: Mapping[str, Any] | None = None,
     ahead: bool = False,
+    onto: Frozen | None = None,
+    held: int = 0,
     ceiling: str | None = None,
     start: Callable[[str, int], None] = lambda what, total: None,
     advance: Callable[[int, str], None] = lambda rows, words: None,
@@ -226,9 +234,14 @@ def computed_once(
         views: where the stage augments: so many augmented views of the training rows are computed once each; 0 for no cut there.
         seed: of the views.
         before: the facts of this stage where it goes on after a stop: it goes on as it began.
-        ahead: a head is solved on the rows first, or alone: then what reaches it is kept for other runs.
+        ahead: the rows pass once in any case: for a head that is solved first, or alone, or for a stage before this one.
+        onto: what was computed once for a stage that teaches more: this one goes on from there, where it can.
+        held: bytes that are kept for other stages, where this one comes before its time.
         ceiling: the module above whose call no cut lies (`Task.ceiling`).
         start, advance, note: the progress bar's.
+
+    Raises:
+        Later: there is no room beside what is `held`.
     """
     clock = Clock()
     views = views if stage.augment != "none" else 0
@@ -244,6 +257,10 @@ def computed_once(
         plain = rows["train"]
         looks += [_Look("train", v, Augmented(plain, stage.augment, seed, v), plain) for v in range(1, views + 1)]
         columns, size = _columns(cut, looks, precision, budget, address)
+        if held and held + size > budget * GB:
+            raise Later
+        if onto and onto.cut and not views and cut.after(onto.cut, plain, precision):
+            looks = [look._replace(rows=onto.rows[look.name]) for look in looks]
         if stage.how == "solve" and any(column.ragged for column in columns):
             raise _Uncut("a vector a token reaches the head, too much to keep for other runs alone", address)
         there = ranks.count() == 1 and card.room(cut.where, size)
@@ -272,7 +289,8 @@ def computed_once(
         ready["train"] = Views([one for look, one in zip(looks, captured, strict=True) if look.view])
     cost = clock.cost()
     facts |= {"seconds": round(cost.seconds, 3), "cpu_seconds": round(cost.cpu_seconds, 3)}
-    return Frozen(ready, Resumed(cut), facts)
+    exact = not views and all(map(_unrounded, columns, cut.layouts()))
+    return Frozen(ready, Resumed(cut), facts, cut if exact else None)
 
 
 def _cut(
@@ -339,6 +357,10 @@ def _columns(cut: Cut, looks: Sequence[_Look], precision: str, budget: float, ad
 
 def _column(dtype: torch.dtype, shape: tuple[int, ...], ragged: bool) -> Column:
     return Column(str(dtype).removeprefix("torch."), shape, ragged)
+
+
+def _unrounded(column: Column, left: Layout) -> bool:
+    return column.dtype == str(left.dtype).removeprefix("torch.")
 
 
 def _size(columns: Sequence[Column], looks: Iterable[_Look]) -> int:

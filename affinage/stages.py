@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from affinage.facts import Clock
 from affinage.features import answered, device, flop, passed
 from affinage.first import First
 from affinage.fit import Fitting
-from affinage.frozen import Alike, Frozen, computed_once
+from affinage.frozen import Alike, Frozen, Later, computed_once
 from affinage.inputs import Inputs
 from affinage.instead import instead
 from affinage.net import Net
@@ -110,8 +110,11 @@ def fitted(
     `saved`: the checkpoint that the run goes on from, if it lies within this stage.
     """
     inputs = story.inputs
-    ahead = story.frozen.pop(stage.name, None)
-    frozen = ahead or _frozen(story, stage, bar)
+    clock = Clock()
+    if stage.name not in story.frozen:
+        onto = _below(story, _later(story), bar)
+        story.frozen[stage.name] = _frozen(story, stage, bar, ahead=onto is not None, onto=onto)
+    frozen, looked = story.frozen.pop(stage.name), clock.cost()
     torch.manual_seed(inputs.settings.seed + 1000 * (story.stage + 1))
     if stage.hand_over != 1.0:
         _temper(inputs.net, stage.hand_over)
@@ -122,9 +125,8 @@ def fitted(
         if ranks.count() == 1:  # several draw anew at each step
             checkpoint.set_random_state(saved.tensors, saved.state["random"])
     progress = fitting.progress
-    if not ahead:  # else the stage that computed it has counted it
-        progress.seconds += frozen.facts.get("seconds", 0.0)
-        progress.cpu_seconds += frozen.facts.get("cpu_seconds", 0.0)
+    progress.seconds += looked.seconds
+    progress.cpu_seconds += looked.cpu_seconds
     before = story.outcomes[-1].validation if story.outcomes else None
 
     def evaluate() -> list[float] | None:
@@ -213,12 +215,9 @@ def _ahead(story: Story, stage: Stage, bar: Bar, *, whole: bool) -> Frozen:
     plain = Frozen(dict(inputs.rows), inputs.model, {})
     if inputs.plan.lora:  # its layers are not there yet
         return plain
-    following = next((stage for stage in inputs.plan.stages[story.stage + 1 :] if stage.how == "fit"), None)
-    if following is not None:
-        frozen = _frozen(story, following, bar, ahead=True)
-        if not frozen.facts["why"]:
-            story.frozen[following.name] = frozen
-            return plain if frozen.facts["views"] else frozen  # the head is solved on the pictures as they are
+    found = _below(story, _later(story), bar)
+    if found is not None:
+        return plain if found.facts["views"] else found  # the head is solved on the pictures as they are
     if not whole or ranks.count() > 1 or not inputs.net.blocks or not _long(inputs):
         return plain
     logits = replace(stage, rates=((f"{inputs.net.head_name}.*", 1.0), ("*", None)))
@@ -236,8 +235,33 @@ def _long(inputs: Inputs) -> bool:
     return len(rows) * flop(inputs.model, row) >= KEPT
 
 
-def _frozen(story: Story, stage: Stage, bar: Bar, *, ahead: bool = False) -> Frozen:
-    """What the stage does not teach, computed once where that can be and pays. `ahead`: as `computed_once` has it."""
+def _later(story: Story) -> list[Stage]:
+    """The stages after this one in which layers learn."""
+    return [stage for stage in story.inputs.plan.stages[story.stage + 1 :] if stage.how == "fit"]
+
+
+def _below(story: Story, stages: Sequence[Stage], bar: Bar) -> Frozen | None:
+    """What later stages do not teach, in one pass: each of them teaches more than the one before it, and is kept until it comes.
+
+    The last is cut first, and the others go on from there. None where none of them is cut.
+    """
+    found: Frozen | None = None
+    for stage in reversed(stages):
+        if stage.name not in story.frozen:
+            held = sum(one.facts["bytes"] for one in story.frozen.values())
+            try:
+                frozen = _frozen(story, stage, bar, ahead=True, onto=found, held=held)
+            except Later:
+                continue
+            if frozen.facts["why"]:
+                continue
+            story.frozen[stage.name] = frozen
+        found = story.frozen[stage.name]
+    return found
+
+
+def _frozen(story: Story, stage: Stage, bar: Bar, *, ahead: bool = False, onto: Frozen | None = None, held: int = 0) -> Frozen:
+    """What the stage does not teach, computed once where that can be and pays; the rest as `computed_once` has it."""
     inputs, settings = story.inputs, story.inputs.settings
     found = computed_once(
         inputs.net,
@@ -249,6 +273,8 @@ def _frozen(story: Story, stage: Stage, bar: Bar, *, ahead: bool = False) -> Fro
         seed=settings.seed,
         before=story.cuts.get(stage.name),
         ahead=ahead,
+        onto=onto,
+        held=held,
         ceiling=inputs.task.ceiling(inputs.model),
         start=bar.start,
         advance=bar.advance,

@@ -24,6 +24,7 @@ from .zoo_wide import WIDE
 
 ALL = {**FAMILIES, **WIDE}
 CUTTABLE = [pytest.param(name, marks=pytest.mark.slow if family.slow else ()) for name, family in ALL.items() if family.blocks]
+QUICK = {"bert", "gpt2", "vit", "resnet", "wav2vec2", "detr"}
 TEXT = ["bert", "roberta", "distilbert", "modernbert", "deberta_v2", "gpt2"]
 
 
@@ -155,6 +156,39 @@ def test_every_other_cut_of_a_family(name: str) -> None:
     assert alone == (net.parameters.get(f"{net.head_name}.weight") == "head"), "else its weights are read elsewhere, too"
     for k in sorted(set(range(last + alone)) - few(net)):
         looks_the_same(net, batch, k, 1e-6 if ALL[name].rounds else 0.0)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n, f in ALL.items() if f.blocks]
+)
+def test_a_later_cut_goes_on_from_an_earlier_one(name: str) -> None:
+    """The same bits, and no block below the earlier one runs again."""
+    net, batch = made(name)
+    rows, last = Given(batch), len(net.blocks) - 1
+    earlier, later = Cut(net, last // 2, rows), Cut(net, last, rows)
+    want, brought, clean = later.packed(batch), beside(earlier, batch), hooks(net.model)
+    assert later.after(earlier, rows, "fp32")
+    first, ran = net.model.get_submodule(net.blocks[0]), []
+    parts = [part.register_forward_hook(lambda *called: ran.append(called)) for part in first.modules() if part is not first]
+    got = later.packed(brought)
+    assert len(want) == len(got) and all(map(torch.equal, got, want))
+    assert not ran or last // 2 == 0 or name == "t5"  # whose first block makes the table of positions anew
+    later.packed(batch)
+    assert ran
+    for hook in parts:
+        hook.remove()
+    assert hooks(net.model) == clean
+    if last // 2 < last:
+        assert not earlier.after(later, rows, "fp32") and earlier.below is None
+
+
+def test_an_earlier_cut_that_rounds_is_no_ground() -> None:
+    """What is not there to the bit is not gone on from: here the earlier cut has lost some of it."""
+    net, batch = made("bert")
+    earlier, later = Cut(net, 1, Given(batch)), Cut(net, 2, Given(batch))
+    packed = earlier.packed
+    earlier.packed = lambda batch: [units.to(torch.bfloat16) for units in packed(batch)]  # type: ignore[method-assign]
+    assert not later.after(earlier, Given(batch), "fp32") and later.below is None
 
 
 @pytest.mark.parametrize("name", TEXT)

@@ -534,6 +534,61 @@ def test_the_frozen_part_runs_once_in_two_stages(cache: Path, tmp_path: Path) ->
     assert run.record["stages"][0]["cost"]["cpu_seconds"] > run.record["cuts"]["body"]["cpu_seconds"] > 0
 
 
+@pytest.mark.parametrize("epochs", [4, 8])
+def test_the_frozen_part_runs_once_for_all_stages(
+    epochs: int, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage of `gradual` teaches a block more than the one before it: what it freezes passed when the head was solved."""
+    model, data = tiny.bert(tmp_path / "model", num_hidden_layers=4), texts(tmp_path / "data")
+    options: dict[str, Any] = dict(plan="gradual", epochs=epochs, precision="fp32", quiet=True)
+    seen = {"filled": 0, "all": 0}
+    filled = frozen.filled
+
+    def filling(*args: Any) -> Any:
+        before = seen["all"]
+        found = filled(*args)
+        seen["filled"] += seen["all"] - before
+        return found
+
+    def count(module: torch.nn.Module, args: Any, out: Any) -> None:
+        if type(module).__name__ == "BertLayer" and "forward" not in module.__dict__:
+            seen["all"] += len(args[0])
+
+    monkeypatch.setattr(frozen, "filled", filling)
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        run = affinage.fit(model, data, out=tmp_path / "run", **options)
+    finally:
+        handle.remove()
+    cuts, rows = run.record["cuts"], run.record["data"]["rows"]
+    assert {name: cut["address"] for name, cut in cuts.items() if not cut["why"]} == {
+        "top-1": "blocks.3",
+        "top-2": "blocks.2",
+        "top-3": "blocks.1",
+    }
+    assert seen["filled"] == 3 * (rows["train"] + rows["validation"])  # three blocks, once each
+    plain = affinage.fit(model, data, out=tmp_path / "plain", cache="off", **options)
+    mine = load_file(run.path / "model.safetensors")
+    for name, tensor in load_file(plain.path / "model.safetensors").items():
+        if not name.endswith("key.bias"):  # has no gradient but rounding, of which Adam makes a whole step
+            assert torch.allclose(mine[name], tensor, atol=1e-5), name
+    again = affinage.fit(model, data, out=tmp_path / "again", **options)
+    assert all(cut["reused"] for cut in again.record["cuts"].values() if not cut["why"])
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+
+
+def test_what_does_not_fit_beside_the_others_waits_for_its_turn(cache: Path, tmp_path: Path) -> None:
+    model, data = tiny.bert(tmp_path / "model", num_hidden_layers=3), texts(tmp_path / "data")
+    options: dict[str, Any] = dict(plan="gradual", epochs=6, precision="fp32", quiet=True)
+    wide = affinage.fit(model, data, out=tmp_path / "wide", **options).record["cuts"]
+    one = wide["top-1"]["bytes"]
+    run = affinage.fit(model, data, out=tmp_path / "run", **options, cache_gb=1.5 * one / 1e9)
+    cuts = run.record["cuts"]
+    assert [cuts[name]["address"] for name in ("top-1", "top-2")] == ["blocks.2", "blocks.1"]
+    assert not cuts["top-1"]["why"] and not cuts["top-2"]["why"]
+    assert list(cuts) == ["top-3", "top-2", "top-1"] == list(wide)
+
+
 def test_every_stage_has_a_cut_of_its_own(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from affinage.report.screen import show
 
