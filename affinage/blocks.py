@@ -214,4 +214,7 @@ def _expand(trace: Trace, chains: dict[str, list[nn.Module]], module: nn.Module)
     inside = [c for c in inside if not any(c.startswith(other + ".") for other in inside if other != c)]
     if not inside or any(len({type(m) for m in chains[c]}) > 1 for c in inside):  # unlike children: one block's own parts (T5)
         return [module]
+    within = {layer for c in inside for m in chains[c] for layer in m.modules()}
+    if sum(isinstance(layer, nn.Linear) and layer in trace.calls for layer in set(module.modules()) - within) >= WEIGHTS:
+        return [module]  # a stage has a layer that makes it smaller beside its blocks, a block its attention (MobileBERT)
     return [block for c in inside for m in chains[c] for block in _expand(trace, chains, m)]

@@ -238,6 +238,17 @@ WIDE: dict[str, Family] = {
         num_heads=2,
         decoder_start_token_id=0,
     ),
+    "mobilebert": family(  # each layer has feed-forward parts in a list of their own
+        "MobileBertForSequenceClassification",
+        "MobileBertConfig",
+        tokens,
+        row("mobilebert.encoder.layer"),
+        embedding_size=16,
+        intra_bottleneck_size=16,
+        true_hidden_size=16,
+        num_feedforward_networks=4,
+        **BERT,
+    ),
     "gpt2_lm": family(
         "GPT2LMHeadModel",
         "GPT2Config",
