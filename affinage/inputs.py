@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, headed, hub, labels, plans, pooling, rates, starters, tasks
+from affinage import config, headed, hub, labels, lora, plans, pooling, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError, choose
@@ -171,6 +171,7 @@ def prepare(settings: config.Settings) -> Inputs:
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
     model, processor = _model(settings, task, names)
+    model.config.return_dict = True  # outputs are read by name
     chosen = _pool(model, settings)
     model.to(device())
     if task.kind == "image":
@@ -192,6 +193,9 @@ def prepare(settings: config.Settings) -> Inputs:
     )
     if net.head_linear is None and any(stage.how == "solve" for stage in plan.stages):
         raise AffinageError(f"{type(model).__name__} has no linear layer that gives the logits: use --plan full")
+    if plan.lora and not lora.layers(model, net.blocks):
+        why = net.why or "its blocks hold no linear layers"
+        raise AffinageError(f"{type(model).__name__} has nothing to put low-rank updates beside ({why}): use --plan full")
     update = max((min(stage.batch, len(data.train)) for stage in plan.stages if stage.how == "fit"), default=0)
     precision = settings.precision if settings.precision != "auto" else auto_precision(model, row, update)
     return Inputs(settings, task, data, names, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from affinage import plans, rates
 from affinage.errors import AffinageError
@@ -88,6 +89,16 @@ def test_gradual_thaws_from_the_top(epochs: int, known: tuple[Net, str]) -> None
     seen = [learns(network, stage) for stage in fits]
     assert all(a < b for a, b in itertools.pairwise(seen))
     assert "blocks.0" in seen[-1] and "stem" not in seen[-1]
+
+
+def test_lora_beside_the_layers_of_gpt2() -> None:
+    """Its linear layers have a class of their own, with the weights the other way round."""
+    model, batch = FAMILIES["gpt2"].make()
+    before = model.eval()(**batch).logits
+    adapt(model, Net.of(model, batch).blocks, 3, 0)
+    inside = {name for name, _ in model.named_parameters() if "lora_A" in name}
+    assert any("c_attn" in name for name in inside) and any("mlp.c_fc" in name for name in inside)
+    assert torch.equal(model(**batch).logits, before)
 
 
 def test_lora_rows_match_once_the_updates_are_there() -> None:

@@ -852,3 +852,23 @@ def test_the_folder_where_none_is_given(bert: Path, texts: Path, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     made = affinage.fit(bert, texts, plan="frozen", quiet=True)
     assert made.path == Path("runs") / f"{texts.name}-{bert.name}" and (tmp_path / made.path / "run.json").exists()
+
+
+def test_low_rank_updates_want_blocks(texts: Path, tmp_path: Path) -> None:
+    """ALBERT runs one layer again and again: refused before anything is computed, in one line."""
+    config = T.AlbertConfig(
+        vocab_size=60, embedding_size=16, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    tiny.bert(tmp_path / "model")
+    T.AlbertModel(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(AffinageError, match=r"low-rank updates beside .* use --plan full"):
+        affinage.fit(tmp_path / "model", texts, plan="lora", out=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_asks_for_tuples(texts: Path, tmp_path: Path) -> None:
+    model = tiny.bert(tmp_path / "model")
+    told = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**told, "return_dict": False}))
+    run = affinage.fit(model, texts, unfreeze=1, epochs=1, out=tmp_path / "run", quiet=True)
+    assert "accuracy" in run.metrics
