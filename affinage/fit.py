@@ -24,7 +24,7 @@ from affinage.errors import AffinageError, Diverged
 from affinage.features import autocast, device, kernels, out_of_memory, placed
 from affinage.first import First
 from affinage.instead import instead
-from affinage.joint import joint, layers, statistics, unseen
+from affinage.joint import joint, layers, lone, statistics, unseen
 from affinage.named import Named
 from affinage.net import Net
 from affinage.product import products
@@ -302,7 +302,7 @@ class Fitting:
             everyone = [self.rows.lengths[batch[r :: ranks.count()]] for r in range(ranks.count())]
             most = max(len(pieces(lengths, self.stage.tokens, least)) for lengths in everyone if len(lengths))
             parts += [np.zeros(0, batch.dtype)] * (most - len(parts))
-        if self.replay and len(parts) == 1:
+        if self.replay and len(parts) == 1 and not (len(parts[0]) == 1 and layers(self.net.model)):
             inputs, targets, _, _ = self.shown(parts[0])
             if isinstance(self.forward, Resumed):  # how many tokens there are differs from batch to batch, and is no shape of it
                 inputs = self.forward.cut.laid(inputs)
@@ -312,7 +312,8 @@ class Fitting:
             return loss.item()
         total = 0.0
         for part in parts:
-            with nullcontext() if len(part) else unseen():  # backwards too: blocks may be recomputed there
+            alone = lone(self.net.model) if len(part) == 1 and ranks.count() == 1 else nullcontext()
+            with alone if len(part) else unseen():  # backwards too: blocks may be recomputed there
                 loss = self.loss(part if len(part) else batch[:1])
                 if len(part) < len(batch):
                     loss = loss * self.share_of(part, batch)
@@ -320,7 +321,11 @@ class Fitting:
                 total += value
                 if not math.isfinite(value) and not even:
                     break  # the caller says so; no gradient of it is wanted
+                recomputed = getattr(self.net.model, "is_gradient_checkpointing", False)
+                back = statistics(self.net.model) if recomputed else None
                 loss.backward()
+                if back:  # what is computed again counts once
+                    back()
         if self.ahead and ranks.count() == 1:
             self.ahead.read(self.rows, self.following)
         return total

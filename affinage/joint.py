@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from affinage import ranks
@@ -100,6 +101,25 @@ def statistics(model: nn.Module) -> Callable[[], None]:
 def joint(model: nn.Module) -> AbstractContextManager[None]:
     """While it lasts, batch norms in train mode see the rows of all ranks. All ranks must run them equally often."""
     return instead({layer: _forward(layer) for layer in layers(model)} if ranks.count() > 1 else {})
+
+
+def lone(model: nn.Module) -> AbstractContextManager[None]:
+    """While it lasts, batch norms in train mode that see one value a channel go by their running statistics: one has no spread.
+
+    torch refuses it: LeViT's head, where an epoch leaves one row over.
+    """
+
+    def forward(layer: _BatchNorm) -> Callable[[torch.Tensor], torch.Tensor]:
+        own = layer.forward
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            if x.numel() > x.shape[1] or layer.running_mean is None:
+                return own(x)
+            return batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, layer.eps)
+
+        return run
+
+    return instead({layer: forward(layer) for layer in layers(model)})
 
 
 @contextmanager

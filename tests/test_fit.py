@@ -25,13 +25,14 @@ from affinage.tasks.text_classification import task as texts
 from affinage.types import Stage
 
 from .zoo import FAMILIES
+from .zoo_wide import WIDE
 
 STAGE = Stage("body", "fit", (("*", 1e-3),), epochs=2, batch=8)
 
 
 def fitting(name: str, stage: Stage, rows: int = 24, seed: int = 0, **options: Any) -> Fitting:
     """A stage on random rows for a small random network; targets that can be learnt from the first token or channel."""
-    model, batch = FAMILIES[name].make()
+    model, batch = {**FAMILIES, **WIDE}[name].make()
     draw = np.random.default_rng(0)
     targets = np.arange(rows) % 3
     if "input_ids" in batch:
@@ -329,6 +330,20 @@ def test_recomputing_gives_the_same_gradients(name: str) -> None:
         b = gradients(again, np.arange(8))
     assert a[0] == b[0] and all(a[1][n].equal(b[1][n]) for n in a[1])
     assert not again.net.model.is_gradient_checkpointing
+
+
+def test_recomputed_batches_count_once() -> None:
+    """Batch norm sees each batch twice, forwards and where it is computed again; its statistics are those of one look."""
+    plain, again = fitting("mobilevit", STAGE), fitting("mobilevit", STAGE)
+    for made in (plain, again):
+        rates.train_mode(made.net, made.table, dropout=False)
+    plain.step(np.arange(8))
+    with recomputed(again.net.model):
+        again.step(np.arange(8))
+    known = dict(again.net.model.named_buffers())
+    counts = {n: b for n, b in plain.net.model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert counts and all(int(b) == int(known[n]) == 1 for n, b in counts.items())
+    assert all(torch.allclose(b, known[n]) for n, b in plain.net.model.named_buffers())
 
 
 @pytest.mark.slow

@@ -112,3 +112,19 @@ def test_recomputed_rows_do_not_count_either(monkeypatch: pytest.MonkeyPatch) ->
         checkpoint(net, torch.randn(2, 3), use_reentrant=False).sum().backward()
     forwards = [one for one in sums if one.dim() == 1]
     assert len(forwards) == 2 and not any(one.any() for one in forwards)
+
+
+def test_a_lone_value_goes_by_the_running_statistics() -> None:
+    """torch refuses it; two rows are normalised among themselves, as ever."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    torch.manual_seed(0)
+    model(torch.randn(16, 3))
+    one, two = torch.randn(1, 3), torch.randn(2, 3)
+    with pytest.raises(ValueError, match="more than 1 value"):
+        model(one)
+    want, before = copy.deepcopy(model).eval()(one), copy.deepcopy(model.state_dict())
+    with joint.lone(model):
+        assert torch.equal(model(one), want)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        got = model(two)
+    assert "forward" not in model[1].__dict__ and torch.allclose(got.mean(0), torch.zeros(4), atol=1e-6)
