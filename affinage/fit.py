@@ -28,6 +28,7 @@ from affinage.joint import joint, layers, lone, statistics, unseen
 from affinage.named import Named
 from affinage.net import Net
 from affinage.product import products
+from affinage.recompute import recomputes
 from affinage.record import Record, Records
 from affinage.replay import Replay
 from affinage.shards import Shards
@@ -321,8 +322,7 @@ class Fitting:
                 total += value
                 if not math.isfinite(value) and not even:
                     break  # the caller says so; no gradient of it is wanted
-                recomputed = getattr(self.net.model, "is_gradient_checkpointing", False)
-                back = statistics(self.net.model) if recomputed else None
+                back = statistics(self.net.model) if recomputes(self.net.model) else None
                 loss.backward()
                 if back:  # what is computed again counts once
                     back()

@@ -23,3 +23,8 @@ def recomputed(model: Any) -> Iterator[None]:
         yield
     finally:
         model.gradient_checkpointing_disable()
+
+
+def recomputes(model: Any) -> bool:
+    """Whether some of its layers are computed again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
