@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, headed, hub, labels, lora, plans, pooling, rates, starters, tasks
+from affinage import config, headed, hub, labels, lora, plans, pooling, pretrained, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError, choose
@@ -171,6 +171,7 @@ def prepare(settings: config.Settings) -> Inputs:
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
     model, processor = _model(settings, task, names)
+    pretrained.fix_constants(model)
     model.config.return_dict = True  # outputs are read by name
     chosen = _pool(model, settings)
     model.to(device())

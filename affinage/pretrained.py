@@ -119,6 +119,23 @@ def built(auto: Any, source: Any, config: Any, *, task: str, fresh: bool, revisi
     )
 
 
+def fix_constants(model: Any) -> None:
+    """What the class holds as parameters that never learn is made buffers, in place, under the same names: no plan teaches these.
+
+    Single numbers (D-FINE's `up` and `reg_scale`, by which its targets are made) and tables (Whisper's sinusoids). Other layers
+    that a class freezes (DETR's first convolutions) are weights, and learn where a plan says so.
+    """
+    from torch import nn
+
+    if not any(p.requires_grad for p in model.parameters()):
+        return  # somebody has frozen all of it: what the class would have is not seen
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not parameter.requires_grad and (parameter.numel() == 1 or isinstance(module, nn.Embedding)):
+                del module._parameters[name]
+                module.register_buffer(name, parameter.data)
+
+
 def named(model: Any, names: Sequence[str]) -> Any:
     """The loaded model, with the names of these classes.
 

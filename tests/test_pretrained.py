@@ -15,12 +15,15 @@ import torch
 import transformers as T
 from PIL import Image
 
-from affinage import pretrained, run
+from affinage import pretrained, rates, run
 from affinage.errors import AffinageError
+from affinage.net import Net
 from affinage.tasks.image_classification import task as images
 from affinage.tasks.text_classification import task as texts
 
 from . import tiny
+from .zoo import FAMILIES
+from .zoo_wide import WIDE
 
 
 @pytest.fixture
@@ -228,3 +231,36 @@ def test_a_run_in_16_bits_predicts_as_it_is(tmp_path: Path) -> None:
     T.AutoModelForImageClassification.from_pretrained(done.path).to(torch.bfloat16).save_pretrained(done.path)
     after = [one["score"] for one in run.load(done.path).predict(pictures)]
     assert np.allclose(before, after, atol=0.03) and before != after
+
+
+@pytest.mark.parametrize(
+    ("name", "constants"),
+    [
+        ("d_fine", {"model.decoder.up", "model.decoder.reg_scale"}),
+        ("whisper_writes", {"model.encoder.embed_positions.weight"}),
+        ("bert", set()),
+        ("clip", set()),
+    ],
+)
+def test_constants_are_not_taught(name: str, constants: set[str]) -> None:
+    """They stay in the file under their names; the answers are the same."""
+    model, batch = {**FAMILIES, **WIDE}[name].make()
+    model.eval()
+    before, want = set(model.state_dict()), model(**batch).logits
+    learnable = {n for n, p in model.named_parameters() if p.requires_grad}
+    pretrained.fix_constants(model)
+    assert set(model.state_dict()) == before and torch.equal(model(**batch).logits, want)
+    left = {n for n, _ in model.named_parameters()}
+    assert constants <= before - left and learnable <= left
+    net = Net.of(model, batch)
+    rates.freeze(net, rates.resolve(net, (("*", 1e-3),)))
+    assert all(not value.requires_grad for n, value in model.state_dict(keep_vars=True).items() if n in constants)
+
+
+def test_what_somebody_has_frozen_stays_a_parameter() -> None:
+    model, _ = FAMILIES["bert"].make()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    before = {n for n, _ in model.named_parameters()}
+    pretrained.fix_constants(model)
+    assert {n for n, _ in model.named_parameters()} == before
