@@ -424,4 +424,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return code
     if code == 130:  # typer turns an interrupt into this code
         team.tell("affinage: stopped")
-    return code if isinstance(code, int) else 0
+    code = code if isinstance(code, int) else 0
+    team.leave(code)
+    return code

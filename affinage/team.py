@@ -295,7 +295,11 @@ def tell(line: str) -> None:
 
 
 def leave(code: int) -> None:
-    """End this process at once after an error, where it is one of several: its destructors would wait for the dead."""
+    """End this process at once, where it is one of several.
+
+    After an error its destructors would wait for the dead; and a finished one was seen to abort in them, in two runs of the tests
+    (code -6), when all of its work was done.
+    """
     if _several():
         sys.stdout.flush()
         sys.stderr.flush()

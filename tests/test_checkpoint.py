@@ -208,6 +208,7 @@ with team.joined(folder):
         assert all(torch.equal(local[k], apart[k].to_local()) for k in apart)
         save_file(local, folder / f"read-{ranks.number()}.safetensors")
     ranks.gathered(0)
+team.leave(0)  # as a command ends
 """
 
 
