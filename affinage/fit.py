@@ -425,7 +425,7 @@ class Fitting:
                 self.rows.look(progress.epoch)
             batches = shuffled(self.rows.lengths, self.stage.batch, self.seed, progress.epoch)
             left = batches[progress.batch :]
-            for batch, self.following in zip(left, [*left[1:], None], strict=True):
+            for batch, self.following in zip(left, [*left[1:], None], strict=False):  # none left: stopped behind the last
                 value = self.step(batch)
                 progress.batch += 1
                 progress.loss_sum += value * len(batch)

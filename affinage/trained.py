@@ -153,7 +153,10 @@ def remove(out: Path) -> None:
         shutil.rmtree(out / folder, ignore_errors=True)
     for name in (*record.get("files", ()), *reversed(OWN)):
         if Path(name).name == name:  # a record that was tampered with reaches no other folder
-            (out / name).unlink(missing_ok=True)
+            if (out / name).is_dir() and not (out / name).is_symlink():  # a tokenizer's templates
+                shutil.rmtree(out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
     if not any(out.iterdir()):
         with suppress(OSError):  # the folder one stands in, a link to one, a mount: the next run goes there as it is
             out.rmdir()

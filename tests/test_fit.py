@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -330,6 +331,29 @@ def test_recomputing_gives_the_same_gradients(name: str) -> None:
         b = gradients(again, np.arange(8))
     assert a[0] == b[0] and all(a[1][n].equal(b[1][n]) for n in a[1])
     assert not again.net.model.is_gradient_checkpointing
+
+
+def test_it_goes_on_from_behind_the_last_batch_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may be written there, before the epoch is judged: the same bits as without a stop."""
+    monkeypatch.setenv("AFFINAGE_CHECKPOINT_SECONDS", "0")
+    stage = replace(STAGE, dropout=False)
+    whole, again = fitting("bert", stage), fitting("bert", stage)
+    found: list[Any] = []
+
+    def save() -> None:
+        if whole.progress.batch == 3 and whole.progress.epoch == 0:  # of 24 rows, 8 a batch
+            kept, state = whole.state()
+            found.append(({n: t.clone() for n, t in kept.items()}, copy.deepcopy(state)))
+
+    for made, path, saving in ((whole, "a", save), (again, "b", lambda: None)):
+        if made is again:
+            (saved,) = found
+            made.restore(*saved)
+        records = Records(tmp_path / path)
+        made.run(lambda: None, records, saving, lambda rows, words: None)
+        records.close()
+    want, got = tensors(whole), tensors(again)
+    assert all(torch.equal(got[n], t) for n, t in want.items())
 
 
 def test_recomputed_batches_count_once() -> None:

@@ -872,3 +872,13 @@ def test_a_checkpoint_that_asks_for_tuples(texts: Path, tmp_path: Path) -> None:
     (model / "config.json").write_text(json.dumps({**told, "return_dict": False}))
     run = affinage.fit(model, texts, unfreeze=1, epochs=1, out=tmp_path / "run", quiet=True)
     assert "accuracy" in run.metrics
+
+
+def test_a_folder_of_the_processor_is_removed_with_the_run(bert: Path, texts: Path, tmp_path: Path) -> None:
+    out = affinage.fit(bert, texts, out=tmp_path / "run", **QUICK).path
+    (out / "additional_chat_templates").mkdir()
+    (out / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    told = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**told, "files": [*told["files"], "additional_chat_templates"]}))
+    remove(out)
+    assert not out.exists()
