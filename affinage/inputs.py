@@ -171,7 +171,8 @@ def prepare(settings: config.Settings) -> Inputs:
     torch.manual_seed(settings.seed)
     np.random.seed(settings.seed % 2**32)
     model, processor = _model(settings, task, names)
-    pretrained.fix_constants(model)
+    if not isinstance(settings.model, tuple):  # in a loaded one its owner may have frozen tables that a plan is to teach
+        pretrained.fix_constants(model)
     model.config.return_dict = True  # outputs are read by name
     chosen = _pool(model, settings)
     model.to(device())
