@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,38 @@ def about(net: Net, k: int, precision: str, columns: Sequence[Column], weights_s
         "cut": entry.begins(net, k),
         "columns": [(c.dtype, c.shape, c.ragged) for c in columns],
         "precision": precision,
+        "products": _products(),
         "device": next(net.model.parameters()).device.type,
         "versions": [__version__, used["torch"], used["transformers"], used["numpy"]],
     }
 
 
+def _products() -> list[str]:
+    """In what torch was told to multiply fp32: it may be TF32 or bf16 in fact."""
+    had: Any = torch.backends
+    told = [had, had.cuda.matmul, had.cudnn, had.cudnn.conv, had.mkldnn, had.mkldnn.matmul, had.mkldnn.conv]
+    return [one.fp32_precision for one in told]
+
+
 def weights(net: Net, k: int) -> str:
     """SHA-256 of every parameter read before block k and of the buffers of modules that are called before it."""
-    total = hashlib.sha256()
     below = {"stem", *(f"blocks.{i}" for i in range(k))}
     parameters = dict(net.model.named_parameters())
     read = [(name, parameters[name]) for name in entry.frozen_parameters(net, k)]
     buffers = [(n, b) for n, b in net.model.named_buffers() if net.places.get(n.rpartition(".")[0], "stem") in below]
-    for name, tensor in (*read, *buffers):
+    return summed((*read, *buffers))
+
+
+def base(net: Net) -> str:
+    """SHA-256 of a network as it was given, but for its head, which learns anew and may have been drawn at random."""
+    head = set(net.addresses()["head"])
+    return summed((name, tensor) for name, tensor in net.model.state_dict().items() if name not in head)
+
+
+def summed(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 of tensors: their names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, tensor in tensors:
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
@@ -66,11 +85,7 @@ def _modules(net: Net, k: int) -> str:
 
 
 def _content(rows: Rows) -> str:
-    """SHA-256 of the rows as the network is given them, or of what that is made from."""
-    total = hashlib.sha256(str(len(rows)).encode())
+    """SHA-256 of the rows as the network is given them, or of what that is made from, and their number."""
     read = getattr(rows, "raw", rows.batch)
-    for start in range(0, len(rows), 64):
-        for name, tensor in read(np.arange(start, min(start + 64, len(rows)))).items():
-            total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-            total.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+    parts = (np.arange(start, min(start + 64, len(rows))) for start in range(0, len(rows), 64))
+    return f"{len(rows)} {summed(tensor for part in parts for tensor in read(part).items())}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import config, headed, hub, labels, lora, plans, pooling, pretrained, rates, starters, tasks
+from affinage import config, contents, headed, hub, labels, lora, plans, pooling, pretrained, rates, starters, tasks
 from affinage import data as reading
 from affinage.check import check, clean, leaders, summary, without_leaks
 from affinage.errors import AffinageError, choose
@@ -32,7 +32,8 @@ class Inputs:
     data: Data  # with the targets that are scored
     names: tuple[str, ...]  # of the head's outputs: classes, or a vocabulary
     findings: list[Finding]
-    fingerprint: str
+    fingerprint: str  # of the data
+    base: str | None  # of what the network and its processor came from; None of a Hub id, whose commit says it
     model: Any
     processor: Any
     pooling: str
@@ -200,7 +201,14 @@ def prepare(settings: config.Settings) -> Inputs:
         raise AffinageError(f"{type(model).__name__} has nothing to put low-rank updates beside ({why}): use --plan full")
     update = max((min(stage.batch, len(data.train)) for stage in plan.stages if stage.how == "fit"), default=0)
     precision = settings.precision if settings.precision != "auto" else auto_precision(model, row, update)
-    return Inputs(settings, task, data, names, findings, _fingerprint(data), model, processor, chosen, net, plan, precision)
+    base = _base(settings, net)
+    return Inputs(settings, task, data, names, findings, _fingerprint(data), base, model, processor, chosen, net, plan, precision)
+
+
+def _base(settings: config.Settings, net: Net) -> str | None:
+    if isinstance(settings.model, tuple):
+        return contents.base(net)
+    return pretrained.files_sum(starters.place(settings.model), fresh=settings.plan == "scratch")
 
 
 def net_of(task: Task, model: Any, sample: Batch) -> Net:
@@ -307,6 +315,7 @@ def plan_json(inputs: Inputs) -> dict[str, Any]:
         "model": {
             "source": _source(inputs.settings.model),
             "revision": inputs.settings.revision,
+            "fingerprint": inputs.base,
             "architecture": headed.architecture(inputs.model),
             "parameters": sum(p.numel() for p in inputs.model.parameters()),
             "pooling": inputs.pooling,

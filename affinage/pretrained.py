@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from affinage import starters
 from affinage.errors import AffinageError
 
+# The files of a model's folder that a run depends on, whatever their names; those of our own runs say when, too.
+WEIGHTS, WORDS, ASIDE = {".safetensors"}, {".json", ".model"}, {"run.json"}
+VOCABULARIES = {"vocab.txt", "merges.txt"}
 # What every plain image processor does, and is told by the numbers in preprocessor_config.json.
 STEPS = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
@@ -134,6 +138,21 @@ def fix_constants(model: Any) -> None:
             if not parameter.requires_grad and (parameter.numel() == 1 or isinstance(module, nn.Embedding)):
                 del module._parameters[name]
                 module.register_buffer(name, parameter.data)
+
+
+def files_sum(source: Any, *, fresh: bool) -> str | None:
+    """SHA-256 of the files in a model's folder that say what the network and its processor are, by name; None for no folder (a
+    Hub id, whose commit says it). `fresh`: the weights are not read.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return None
+    total, wanted = hashlib.sha256(), WORDS if fresh else WORDS | WEIGHTS
+    for path in sorted(folder.iterdir()):
+        if (path.suffix in wanted and path.name not in ASIDE) or path.name in VOCABULARIES:
+            with path.open("rb") as file:
+                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return total.hexdigest()
 
 
 def named(model: Any, names: Sequence[str]) -> Any:

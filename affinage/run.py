@@ -82,6 +82,11 @@ def _begun(wishes: config.Settings, out: Path) -> Run:
         raise AffinageError(
             "the data is not what this run began with (its fingerprint differs): restore it, or start again with --overwrite"
         )
+    if wishes.resume and state and not _same_model(state["model"], inputs):
+        raise AffinageError(
+            f"the model {state['model']['source']} is not what this run began with (its weights, other files or its pooling "
+            "differ): restore it, or start again with --overwrite"
+        )
     if wishes.resume and state:  # what "auto" was there may be another thing here
         inputs.precision = state["hardware"]["precision"]
     try:
@@ -89,6 +94,11 @@ def _begun(wishes: config.Settings, out: Path) -> Run:
     except Diverged as error:
         _failed(out, error)
         raise
+
+
+def _same_model(began: dict[str, Any], inputs: Inputs) -> bool:
+    """Whether the network is the one that a run began with; a run of before this was written down is taken at its word."""
+    return began.get("fingerprint", inputs.base) == inputs.base and began["pooling"] == inputs.pooling
 
 
 def _failed(out: Path, error: Diverged) -> None:

@@ -152,9 +152,14 @@ def test_it_is_found_again(cache: Path) -> None:
         elif change == "rows":
             rows["validation"] = sentences(2, 5)
         stage = replace(STAGE, rates=(("blocks.1", 1e-3), *TOP)) if change == "cut" else STAGE
-        return once(net, stage, rows, precision="bf16" if change == "precision" else "fp32").facts
+        usual = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if change == "products" else usual)  # fp32 in name, and TF32 where there is any
+        try:
+            return once(net, stage, rows, precision="bf16" if change == "precision" else "fp32").facts
+        finally:
+            torch.set_float32_matmul_precision(usual)
 
-    for change in ("weights", "config", "activation", "epsilon", "hook", "rows", "cut", "precision"):
+    for change in ("weights", "config", "activation", "epsilon", "hook", "rows", "cut", "precision", "products"):
         assert not other(change)["reused"], change
 
 

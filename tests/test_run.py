@@ -129,7 +129,7 @@ def test_run_json(kind: str, request: pytest.FixtureRequest) -> None:
     ended = {"status", "finished", "stages", "files", "kept", "cuts", "cost", "cost_parts", "drift", "validation", "test"}
     assert story.keys() == began | ended
     assert story["status"] == "finished" and story["task"] == f"{kind}-classification" and story["seed"] == 0
-    assert story["model"].keys() == {"source", "revision", "architecture", "parameters", "pooling", "anatomy"}
+    assert story["model"].keys() == {"source", "revision", "fingerprint", "architecture", "parameters", "pooling", "anatomy"}
     assert story["data"].keys() == {"source", "kind", "fingerprint", "rows", "classes", "findings"}
     assert story["data"]["rows"] == (
         {"train": 90, "validation": 30, "test": 30} if kind == "text" else {"train": 36, "validation": 12, "test": 12}
@@ -401,6 +401,15 @@ def test_a_loaded_model(bert: Path, texts: Path, text_run: affinage.Run, tmp_pat
     assert model.state_dict().keys() == before.keys() and model.config.to_dict() == told
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     assert made.record["model"]["source"] == "BertForSequenceClassification"
+
+
+def test_what_the_owner_of_a_loaded_model_froze_may_learn(bert: Path, texts: Path) -> None:
+    """Its flags are the owner's of before, and no constants of the class: a plan that teaches the table finds it."""
+    model, processor = loaded(bert)
+    table = "bert.embeddings.position_embeddings.weight"
+    model.get_parameter(table).requires_grad_(False)
+    given = prepare(config.make({"model": (model, processor), "data": texts}))
+    assert table in dict(given.model.named_parameters()) and given.net.parameters[table] == "stem"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -822,6 +831,31 @@ def test_resume_refuses_what_the_run_did_not_begin_with(
     assert weights(made) == weights(text_run) and made.record["settings"]["epochs"] == 2
     with pytest.raises(AffinageError, match="began with epochs 2, not 7"):
         affinage.fit(out=out, resume=True, epochs=7)
+
+
+@pytest.mark.parametrize("changed", ["weights", "tokenizer", "loaded"])
+def test_resume_refuses_another_model_of_the_same_name(
+    changed: str, bert: Path, texts: Path, text_run: affinage.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the head that was solved on one network would be joined to the frozen blocks of another, without a word."""
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(bert, model)
+    stopped(monkeypatch, loaded(model) if changed == "loaded" else model, texts, out)
+    (model / "notes.txt").write_text("what is no part of the network may change")
+    kept = {path.name: path.read_bytes() for path in model.iterdir()}
+    if changed == "tokenizer":
+        (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text().replace("garden", "gorden"))
+    else:
+        network = T.BertModel.from_pretrained(model)
+        with torch.no_grad():
+            network.encoder.layer[0].output.dense.bias[0] += 1e-3
+        network.save_pretrained(model)
+    with pytest.raises(AffinageError, match=r"the model .* is not what this run began with .* restore it, or start again with"):
+        affinage.fit(loaded(model) if changed == "loaded" else None, out=out, resume=True, quiet=True)
+    for name, content in kept.items():
+        (model / name).write_bytes(content)
+    made = affinage.fit(loaded(model) if changed == "loaded" else None, out=out, resume=True, quiet=True)
+    assert changed == "loaded" or weights(made) == weights(text_run)
 
 
 def test_resume_knows_the_starter_of_the_run(pictures: Path, tmp_path: Path) -> None:
