@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from affinage import ranks, team
+from affinage import hold, ranks, team
 from affinage.errors import AffinageError
 
 LAG = 60.0  # seconds in which what one machine wrote has to show on the others
@@ -15,8 +15,8 @@ WORD = ".seen-"  # begins the names of the files by which ranks see each other
 
 
 def empty(out: Path) -> bool:
-    """Whether a folder holds nothing but the words of ranks that were killed while they looked for each other."""
-    return all(path.name.startswith(WORD) for path in out.iterdir())
+    """Whether a folder holds nothing but what processes leave that are killed before a run begins."""
+    return all(path.name.startswith(WORD) or path.name == hold.WORD for path in out.iterdir())
 
 
 def wait(paths: list[Path]) -> list[bool]:

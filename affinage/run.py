@@ -20,6 +20,7 @@ from affinage.ending import explain, finish
 from affinage.errors import AffinageError, Diverged
 from affinage.facts import Clock, commit, hardware, now, versions, write_json
 from affinage.features import device, passed
+from affinage.hold import Hold
 from affinage.inputs import Inputs, check_data, net_of, plan_json, plan_of, prepare, told
 from affinage.lora import adapt, merge
 from affinage.progress import Bar
@@ -42,14 +43,16 @@ def fit(model: Any = None, data: Any = None, **settings: Any) -> Run:
     given = {**settings, **{k: v for k, v in (("model", model), ("data", data)) if v is not None}}
     wishes = config.make(given)
     out = Path(wishes.folder())
-    with team.joined(out):
-        return _begun(wishes, out)
+    with team.joined(out), Hold(out) as hold:
+        return _begun(wishes, out, hold)
 
 
-def _begun(wishes: config.Settings, out: Path) -> Run:
+def _begun(wishes: config.Settings, out: Path, hold: Hold) -> Run:
     """The run in `out` begun, or gone on with; rank 0 alone looks into the folder, and all hear what is there."""
     if out.exists() and not out.is_dir():
         raise AffinageError(f"{out} is a file: --out takes a folder for the run")
+    if ranks.shared(ranks.first() and (wishes.resume or wishes.overwrite) and (out / "run.json").exists()):
+        _take(hold)
     state = ranks.shared(known(out) if ranks.first() else None)
     if wishes.resume and state:
         wishes = _remembered(state, out, wishes)
@@ -90,10 +93,24 @@ def _begun(wishes: config.Settings, out: Path) -> Run:
     if wishes.resume and state:  # what "auto" was there may be another thing here
         inputs.precision = state["hardware"]["precision"]
     try:
-        return _execute(inputs, out, state if wishes.resume else None)
+        return _execute(inputs, out, hold, state if wishes.resume else None)
     except Diverged as error:
         _failed(out, error)
         raise
+
+
+def _take(hold: Hold) -> None:
+    """The folder held by rank 0 from here on: two processes would write over each other.
+
+    Raises:
+        AffinageError: another process is at work in it, or it cannot be made.
+    """
+    try:
+        other = ranks.shared(hold.take() if ranks.first() else "")
+    except OSError as error:
+        raise _unwritable(hold.folder, error) from error
+    if other:
+        raise AffinageError(f"another run is at work in {hold.folder} ({other}): wait for its end, or choose another --out")
 
 
 def _same_model(began: dict[str, Any], inputs: Inputs) -> bool:
@@ -143,9 +160,10 @@ def _alike(here: Any, there: Any) -> bool:
     return bool(here == there)
 
 
-def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
+def _execute(inputs: Inputs, out: Path, hold: Hold, state: dict[str, Any] | None) -> Run:
     """The stages of the plan in order, then the ending."""
     settings = inputs.settings
+    _take(hold)
     resumed = _last(out, shard=settings.shard and ranks.count() > 1) if state else None
     # Reading may have taken minutes, in which another run may have begun here.
     if ranks.shared(ranks.first() and state is None and not settings.overwrite and known(out) is not None):
@@ -155,7 +173,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
             reach.shared(out)
         except OSError as error:
             raise _unwritable(out, error) from error
-    if ranks.first() and state is None and out.exists():
+    if ranks.first() and state is None:
         remove(out)
     header = {
         "affinage": __version__,
@@ -169,7 +187,7 @@ def _execute(inputs: Inputs, out: Path, state: dict[str, Any] | None) -> Run:
     if ranks.count() > 1:
         header["hardware"]["ranks"] = ranks.count()
     if ranks.first():
-        _begin(out, header, inputs.findings)
+        _begin(out, hold, header, inputs.findings)
     story = Story(inputs, out, header)
     if resumed:
         saved = resumed.state
@@ -227,15 +245,14 @@ def _last(out: Path, *, shard: bool) -> Saved | None:
     return Saved(path, state, warnings, ranks.sent(tensors))
 
 
-def _begin(out: Path, header: dict[str, Any], findings: Sequence[Finding]) -> None:
+def _begin(out: Path, hold: Hold, header: dict[str, Any], findings: Sequence[Finding]) -> None:
     """The folder with what is known before anything learns; one that was made in vain does not stay."""
-    new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "run.json", header)
         write_findings(findings, out / "findings.csv")
     except OSError as error:
-        if new:
+        if hold.made:
             shutil.rmtree(out, ignore_errors=True)
         raise _unwritable(out, error) from error
 

@@ -50,6 +50,7 @@ FLOORS: dict[int, set[str]] = {
         "frozen",
         "headed",
         "hearing",
+        "hold",
         "hub",
         "instead",
         "joint",

@@ -15,7 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from affinage import record
+import affinage
+from affinage import hold, record
+from affinage.errors import AffinageError
 
 from . import detectors, tiny
 
@@ -195,6 +197,23 @@ def test_a_run_repeats_itself(text: list[str], whole: Path, commands: Commands, 
     same(whole, tmp_path / "run")
 
 
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_run_that_is_alive_is_left_alone(how: str, text: list[str], whole: Path, commands: Commands, tmp_path: Path) -> None:
+    """Another process that would go on with it, or begin again in its folder, is refused; the run comes to its own end."""
+    out = tmp_path / "run"
+    pid = commands.start("fit", *text, "--out", str(out), **STEPWISE)
+    while not progress(out):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(AffinageError, match=rf"another run is at work in .*run \(process {pid} on .*: wait for its end"):
+            affinage.fit(text[1], text[3], batch_size=8, epochs=8, out=out, quiet=True, **{how: True})
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert commands.wait() == 0, commands.told.read_text()
+    same(whole, out)
+
+
 @pytest.mark.parametrize(
     "moment",
     [in_stage_1, in_mid_epoch, after_an_epoch, pytest.param(while_writing, marks=pytest.mark.slow)],
@@ -262,7 +281,7 @@ def test_other_data_is_refused(commands: Commands, tmp_path: Path) -> None:
     model, data, out = tiny.bert(tmp_path / "model"), tiny.csvs(tmp_path / "data"), tmp_path / "run"
     killed(commands, ["fit", "--model", str(model), "--data", str(data), "--batch-size", "8"], out, in_mid_epoch)
     tiny.table(data / "train.csv", tiny.splits(seed=1)["train"])
-    left = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    left = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != hold.WORD}
     commands.start("fit", "--resume", "--out", str(out))
     assert commands.wait() == 2
     assert "fingerprint differs" in commands.told.read_text()
