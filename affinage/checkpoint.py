@@ -73,27 +73,17 @@ def set_random_state(tensors: Mapping[str, torch.Tensor], state: Mapping[str, An
 
 
 def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> Path:
-    """Write checkpoint number `order` under `folder`: all of it or nothing; the `KEPT` newest stay.
+    """Write checkpoint number `order` under `folder`: all of it or nothing; the `KEPT` newest stay. All ranks call this.
 
-    `tensors`: those that are in parts (`DTensor`) are written by all ranks together, each its own pieces, so that then all call
-    this; the others by rank 0.
+    `tensors`: those that are in parts (`DTensor`) are written by all ranks together, each its own pieces; the others by rank 0.
 
     Raises:
         AffinageError: no space left on the disk; the checkpoints written before stay as they are.
     """
     part, final = folder / f".writing-{order:09d}", folder / f"step-{order:09d}"
     apart = {k: v for k, v in tensors.items() if hasattr(v, "to_local")}
-    try:
-        if ranks.first():
-            _begin(folder, part)
-        digests: list[dict[str, str]] = []
-        if apart:
-            ranks.alone(lambda: None)  # no rank writes before the folder is there
-            _save_pieces(part, apart)
-            mine = part.glob(f"shard-{ranks.number() + 1:05d}-*.safetensors")
-            digests = ranks.gathered({path.name: digest(path) for path in mine})
-        if not ranks.first():
-            return final
+
+    def rest(digests: list[dict[str, str]]) -> None:
         rng, rng_state = random_state()
         whole = {k: v.detach().contiguous().cpu().clone() for k, v in {**tensors, **rng}.items() if k not in apart}
         save_file(whole, part / WHOLE)
@@ -107,14 +97,26 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         for name in part.iterdir():
             with name.open("rb") as file:
                 os.fsync(file.fileno())
+
+    try:
+        if ranks.first():
+            _begin(folder, part)
+        digests: list[dict[str, str]] = []
+        if apart:
+            ranks.alone(lambda: None)  # no rank writes before the folder is there
+            _save_pieces(part, apart)
+            mine = part.glob(f"shard-{ranks.number() + 1:05d}-*.safetensors")
+            digests = ranks.gathered({path.name: digest(path) for path in mine})
+        ranks.alone(lambda: rest(digests))
     except (OSError, SafetensorError) as error:  # a full disk is either, by who wrote
         if ranks.first():
             shutil.rmtree(part, ignore_errors=True)
         raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then --resume") from error
-    shutil.rmtree(final, ignore_errors=True)
-    part.rename(final)
-    for old in sorted(folder.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+    if ranks.first():
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

@@ -138,23 +138,26 @@ def _filled_by_all(
         why = f"the cache folder {place.folder} cannot be written ({error.strerror or error})"
         say(f"{why}: AFFINAGE_CACHE should name one that all ranks read and that has room for {told(size)}")
 
-    writer = None
-    if ranks.first():
+    def begun() -> Writer | None:
         try:
-            writer = place.write(key, columns, rows.lengths)
+            return place.write(key, columns, rows.lengths)
         except OSError as error:
             unwritten(error)
+            return None
+
+    def taken() -> Entry | None:
+        try:
+            return fill(writer) if writer else None
+        except OSError as error:
+            unwritten(error)
+            return None
+
+    writer = ranks.alone(begun)
     if ranks.shared(ranks.first() and writer is None):
         return None
-    if writer is None:
-        for batch in batches[ranks.number() :: ranks.count()]:
-            ranks.given(made(batch))
-        return None
-    try:
-        return fill(writer)
-    except OSError as error:
-        unwritten(error)
-        return None
+    for batch in batches[ranks.number() :: ranks.count()] if writer is None else ():
+        ranks.given(made(batch))
+    return ranks.alone(taken)  # what all have handed over is still to be written through
 
 
 def everywhere(found: Entry | None, path: Path) -> Entry | None:

@@ -148,12 +148,14 @@ class _Keeping:
 
     def _stored(self, look: _Look, label: str, seed: int) -> Entry | None:
         """From the disk, or computed and put there; in memory where it cannot be."""
-        about: dict[str, Any] = {}
-        if ranks.first():
+
+        def looked() -> tuple[str, Entry | None, str]:
             about = contents.about(self.net, self.k, self.precision, self.columns, self.weights, look.plain)
             about["view"] = [look.view, self.stage.augment, seed] if look.view else 0
-        key = store.key(about)
-        found, damage = self.place.find(key) if ranks.first() else (None, "")
+            key = store.key(about)
+            return (key, *self.place.find(key))
+
+        key, found, damage = ranks.alone(looked) or ("", None, "")  # it reads all rows, and what is there of them
         if damage:
             say(damage)
         if ranks.shared(found is None):

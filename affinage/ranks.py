@@ -184,9 +184,10 @@ def alone(make: Callable[[], T]) -> T | None:
         here.store.set(key, "done")
         return made
     beat, began = "", time.monotonic()
-    heard, most = began, ALONE * team.patience()
+    heard, most, rest = began, ALONE * team.patience(), 0.001
     while not here.store.check([key]):
-        time.sleep(0.1)
+        time.sleep(rest)
+        rest = min(1.5 * rest, 0.1)  # most of what is waited for is short
         (latest,) = here.beats([0])
         if latest != beat:
             beat, heard = latest, time.monotonic()

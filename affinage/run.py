@@ -235,7 +235,7 @@ def _last(out: Path, *, shard: bool) -> Saved | None:
 
     `shard`: the state of the stage that goes on is not among its tensors: each rank will read its own part.
     """
-    found = checkpoint.newest(out / "checkpoints") if ranks.first() else None
+    found = ranks.alone(lambda: checkpoint.newest(out / "checkpoints"))
     words: Any = ranks.shared((found.path.name, found.state, found.warnings) if found else None)
     if words is None:
         return None

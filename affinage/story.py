@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from affinage import checkpoint, ranks
+from affinage import checkpoint
 from affinage.fit import Fitting
 from affinage.frozen import Frozen
 from affinage.inputs import Inputs
@@ -38,8 +38,6 @@ class Story:
     def save(self, fitting: Fitting | None = None) -> None:
         tensors, state = fitting.state() if fitting else ({}, {})
         self.order += 1
-        if not ranks.first() and not any(hasattr(t, "to_local") for t in tensors.values()):
-            return  # nothing is in parts: rank 0 has it all
         self.records.flush()
         whole = {CARRIED + n: t for n, t in self.carried.items()} | {STAGE + n: t for n, t in tensors.items()}
         checkpoint.save(

@@ -320,6 +320,44 @@ def test_two_ranks_fill_the_store(disk: str, text: Words, launch: Ranks, tmp_pat
     assert sum(passed) == rows["train"] + rows["validation"] + 2 * few and abs(passed[0] - passed[1]) < 0.3 * sum(passed), passed
 
 
+SLOW_DISK = """
+import sys, time
+from affinage import checkpoint, contents, ranks, store
+from affinage.cli import main
+
+def slow(place, name):
+    quick, calls = getattr(place, name), []
+    def waits(*words, **more):
+        if ranks.first() and not calls:
+            calls.append(1)
+            time.sleep(12)
+        return quick(*words, **more)
+    setattr(place, name, waits)
+
+for place, name in ((contents, "about"), (store.Store, "write"), (store.Writer, "done"), (checkpoint, "refused"), (checkpoint, "digest")):
+    slow(place, name)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["plain", "shard"])
+def test_a_slow_disk_of_rank_0_is_waited_for(shard: Words, text: Words, launch: Ranks, tmp_path: Path) -> None:
+    """What it hashes, finds, makes room for, writes through or reads again may be hundreds of GB: longer than a word may take."""
+    words = [*text, *VARIANTS["cut"], *shard]
+    launch.killed(2, words, tmp_path / "run")
+    env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "AFFINAGE_RANK_SECONDS": "10"}
+    env |= {"AFFINAGE_CACHE": str(tmp_path / "cache"), **STEPWISE}
+    again = [sys.executable, "-c", SLOW_DISK, "fit", "--resume", "--out", str(tmp_path / "run")]
+    ran = [
+        subprocess.Popen(again, cwd=ROOT, env=environment(**env, RANK=str(i)), stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in ran]
+    assert [process.returncode for process in ran] == [0, 0], told
+    assert finished(tmp_path / "run")
+
+
 @pytest.mark.parametrize("shard", [[], pytest.param(["--shard"], marks=pytest.mark.slow)], ids=["plain", "shard"])
 @pytest.mark.parametrize("before", [2, 1])
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(
