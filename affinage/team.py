@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -43,9 +44,11 @@ class Team:
         self._pulse(0)
         self.living = threading.Thread(target=self._live, daemon=True)
         self.living.start()
+        atexit.register(self.end)  # after an error, too, and in a program of the user's own
 
     def end(self) -> None:
         """No more signs of life. A thread that Python ends at its exit, within a call of the store, aborts the process."""
+        atexit.unregister(self.end)
         self.over.set()
         self.living.join(SILENT)
 
@@ -298,7 +301,7 @@ def leave(code: int) -> None:
     """End this process at once, where it is one of several.
 
     After an error its destructors would wait for the dead; and a finished one was seen to abort in them, in two runs of the tests
-    (code -6), when all of its work was done.
+    (code -6), when all of its work was done. `Team.end` at exit mends what could be brought about of that; this is the rest.
     """
     if _several():
         sys.stdout.flush()

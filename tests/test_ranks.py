@@ -155,6 +155,24 @@ def test_no_sign_of_life_is_on_its_way_when_a_process_ends(tmp_path: Path) -> No
     assert not one.living.is_alive()
 
 
+ENDS = """
+import sys, time
+from pathlib import Path
+from torch.distributed import TCPStore
+from affinage import team
+team.PULSE = 0.0  # a sign of life is always on its way
+one = team.Team(0, 2, TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False), Path())
+time.sleep(0.2)
+sys.exit(3)
+"""
+
+
+def test_a_program_that_leaves_without_a_word_is_not_aborted() -> None:
+    """As one of the user's own does after an error, when nobody has ended the signs of life."""
+    ended = subprocess.run([sys.executable, "-c", ENDS], cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (3, "")
+
+
 def test_nobody_waits_for_ever_for_rank_0_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It shows that it lives, and gets nowhere: its disk does not answer."""
     signs = iter(range(10**9))
