@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from affinage import pooling, ranks
 from affinage.errors import AffinageError
-from affinage.facts import Clock, now, write_json
+from affinage.facts import Clock, flush, now, write_json
 from affinage.features import answered, device, passed
 from affinage.inputs import Inputs
 from affinage.progress import Bar
@@ -72,9 +72,7 @@ def finish(story: Story, encoding: dict[str, Cost], bar: Bar) -> Run:
         files = sorted(path.name for path in part.iterdir())
         # known before they are there, so that none outlives the run
         write_json(out / "run.json", story.header | {"files": files})
-        for name in files:
-            os.replace(part / name, out / name)
-        part.rmdir()
+        _move(files, part, out)
         encoded = sum(encoding.values(), Cost())
         total = encoded + clock.cost()
         for outcome in story.outcomes:
@@ -103,10 +101,25 @@ def finish(story: Story, encoding: dict[str, Cost], bar: Bar) -> Run:
     return load(out) if ranks.first() else Run(out, record)
 
 
+def _move(names: Sequence[str], part: Path, out: Path) -> None:
+    """What was written beside the run, into it and through to the disk."""
+    for path in part.rglob("*"):
+        flush(path)
+    for name in names:
+        if (out / name).is_dir() and not (out / name).is_symlink():  # of a processor, moved there before a kill
+            shutil.rmtree(out / name)
+        os.replace(part / name, out / name)
+    part.rmdir()
+    flush(out)
+
+
 def explain(out: Path) -> None:
     """The report and the card of a run whose weights and scores are written; then the checkpoints are of no more use."""
     page.write(out)
     card.write(out)
+    for name in ("report.html", "README.md"):
+        flush(out / name)
+    flush(out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 

@@ -20,14 +20,27 @@ def now() -> str:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON, all of it or nothing."""
+    """JSON, all of it or nothing, whatever happens to the machine."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_text(json.dumps(content, indent=1, default=float), encoding="utf8")
+        flush(part)
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what a file says, or which files a folder has; of a folder, where its file system can."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError:
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(file)
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ import transformers as T
 from PIL import Image
 
 import affinage
-from affinage import config, plans, record, run
+from affinage import config, hold, plans, record, run
 from affinage.cli import main
 from affinage.errors import AffinageError
 from affinage.inputs import prepare
@@ -916,3 +916,52 @@ def test_a_folder_of_the_processor_is_removed_with_the_run(bert: Path, texts: Pa
     (out / "run.json").write_text(json.dumps({**told, "files": [*told["files"], "additional_chat_templates"]}))
     remove(out)
     assert not out.exists()
+
+
+def test_a_folder_of_the_processor_that_was_moved_before_a_kill(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there when the run goes on and writes it anew."""
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(bert, model)
+    tokenizer = T.AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool": "{{ messages }}"}
+    tokenizer.save_pretrained(model)
+    replace = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(source).name == "model.safetensors":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            affinage.fit(model, texts, out=out, **QUICK)
+    assert (out / "additional_chat_templates" / "tool.jinja").exists()
+    made = affinage.fit(out=out, resume=True, quiet=True)
+    assert (out / "additional_chat_templates" / "tool.jinja").exists() and made.record["status"] == "finished"
+
+
+def test_all_is_on_the_disk_before_the_checkpoints_go(
+    bert: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, fsync, rmtree = set(), os.fsync, shutil.rmtree
+
+    def flush(file: int) -> None:
+        flushed.add(os.fstat(file).st_ino)
+        fsync(file)
+
+    def gone(path: Any, **more: Any) -> None:
+        if Path(path).name == "checkpoints" and Path(path).is_dir():
+            names = {file.name for file in out.iterdir() if file.is_file() and file.stat().st_ino not in flushed}
+            assert out.stat().st_ino in flushed and names <= {"findings.csv", hold.WORD}
+            seen.append(names)
+        rmtree(path, **more)
+
+    out, seen = tmp_path / "run", list[Any]()
+    out.mkdir()
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(shutil, "rmtree", gone)
+    affinage.fit(bert, texts, out=out, **QUICK)
+    assert len(seen) == 1
