@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,12 @@ from typing import IO, Any
 
 import numpy as np
 
+from affinage import hold
+
 NAME = re.compile("[0-9a-f]{64}")  # of an entry: nothing else in the folder is ever touched
 UNFINISHED = ".affinage-"
-STALE = 3600  # seconds without a write after which an unfinished entry is taken to be a dead process's
+WRITING = f"{UNFINISHED}writing-"
+STALE = 3600  # seconds without a write after which an unfinished entry is a dead process's, where locks do not tell
 KEPT_FREE = 0.1  # share of the free disk that the store leaves to the run itself
 SEEN = 256 * 2**20  # most bytes of a larger entry that are held mapped: memory stays flat over any number of rows
 AROUND = 2**21  # most that the kernel maps around a row that is looked at: a huge page
@@ -128,23 +132,27 @@ class Entry:
 class Writer:
     """Takes every row of an entry once, in any order, a batch at a time; dropped where its `with` ends without `done`."""
 
-    def __init__(self, columns: Sequence[Column], lengths: np.ndarray, part: Path | None, final: Path | None) -> None:
-        """`part`: the folder to write into; None keeps the rows in memory.
+    def __init__(self, columns: Sequence[Column], lengths: np.ndarray, place: Store | None = None, key: str = "") -> None:
+        """`place`: the store to write into, under `key`; None keeps the rows in memory.
 
         Raises:
             OSError: the disk is full, or says no.
         """
-        self.columns, self.order, self.part, self.final = tuple(columns), Order(lengths), part, final
+        self.columns, self.order, self.place, self.key = tuple(columns), Order(lengths), place, key
+        self.part: Path | None = None
+        self.lock: int | None = None
+        if place:
+            self.part, self.lock = place.begin()
         self.lengths = self.order.lengths
         self.hashes = [hashlib.sha256() for _ in columns]
         self.files: list[IO[bytes]] = []
         self.held: list[np.ndarray] = []
         for i, column in enumerate(columns):
             size = column.size(self.lengths)
-            if part is None:
+            if self.part is None:
                 self.held.append(np.empty(size, np.uint8))
                 continue
-            file = (part / f"{i}.bin").open("wb")
+            file = (self.part / f"{i}.bin").open("wb")
             self.files.append(file)
             if size and hasattr(os, "posix_fallocate"):
                 try:
@@ -162,6 +170,9 @@ class Writer:
                 file.close()
         if self.part is not None:
             shutil.rmtree(self.part, ignore_errors=True)
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
 
     def add(self, rows: np.ndarray, values: Sequence[np.ndarray]) -> None:
         """(units, *shape) of each column for the given rows, row after row."""
@@ -185,7 +196,7 @@ class Writer:
             OSError: the disk is full.
         """
         self.order.whole()
-        if self.part is None or self.final is None:
+        if self.part is None or self.place is None:
             return Entry(self.columns, self.held, self.order.starts, self.lengths)
         for file in self.files:
             file.flush()
@@ -209,12 +220,13 @@ class Writer:
             os.fsync(manifest.fileno())
         entry = opened(self.part)  # its maps outlive the name, whoever wins the rename
         try:
-            self.part.rename(self.final)
+            self.part.rename(self.place.folder / self.key)
         except OSError:  # another process was first, with the same rows
-            if not self.final.is_dir():
+            if not (self.place.folder / self.key).is_dir():
                 raise
             shutil.rmtree(self.part, ignore_errors=True)
         self.part = None
+        self.place.make_room(0)  # what others were writing beside it may be there now, too
         return entry
 
 
@@ -288,9 +300,19 @@ class Store:
         free = self._free()
         if size > free:
             raise OSError(errno.ENOSPC, f"it needs {size / 2**20:,.0f} MB, {free / 2**20:,.0f} MB are free")
-        part = self.folder / f"{UNFINISHED}writing-{os.getpid()}-{time.monotonic_ns()}"
-        part.mkdir()  # not mkdtemp, which shuts out the others of a folder that is shared
-        return Writer(columns, lengths, part, self.folder / key)
+        return Writer(columns, lengths, self, key)
+
+    def begin(self) -> tuple[Path, int]:
+        """A new folder to write in, and the same, open and locked, by which others see that its process lives."""
+        while True:
+            part = self.folder / f"{WRITING}{socket.gethostname()}-{os.getpid()}-{time.monotonic_ns()}"
+            part.mkdir()  # not mkdtemp, which shuts out the others of a folder that is shared
+            with suppress(FileNotFoundError):  # swept by another before it was locked
+                opened = os.open(part, os.O_RDONLY)
+                hold.lock(opened, wait=True)
+                if part.exists():
+                    return part, opened
+                os.close(opened)
 
     def entries(self) -> list[Listed]:
         """What is stored, the latest used first."""
@@ -308,11 +330,16 @@ class Store:
         return sorted(found, key=lambda one: -one.used)
 
     def make_room(self, size: int) -> None:
-        """Drop what was used longest ago until `size` bytes more are within the budget, and on the disk if that can be."""
+        """Drop what was used longest ago until `size` bytes more are within the budget, and on the disk if that can be.
+
+        What others are writing counts for who is about to, but holds nobody up: two runs that write the same leave it once.
+        """
         entries = self.entries()
         total = sum(one.bytes for one in entries)
+        written = sum(_taken(path) for path in self.folder.glob(f"{WRITING}*")) if size else 0
         full = size <= self._free() + total  # else all of it would be dropped in vain
-        while entries and (total + size > self.budget or (full and size > self._free())):
+        stay = 0 if size else 1  # the latest used, which has just been written
+        while len(entries) > stay and (total + written + size > self.budget or (full and size > self._free())):
             last = entries.pop()
             total -= last.bytes if self._drop(last.path) else 0
 
@@ -322,9 +349,7 @@ class Store:
 
     def clear(self) -> int:
         """Drop everything that may be; the bytes that it took. Runs that are reading go on: their maps outlive the names."""
-        freed = sum(one.bytes for one in self.entries() if self._drop(one.path))
-        self._sweep()
-        return freed
+        return sum(one.bytes for one in self.entries() if self._drop(one.path)) + self._sweep()
 
     def _drop(self, path: Path) -> bool:
         """Out of sight first, so that nobody ever sees half an entry. Whether it is gone: another user's may stay."""
@@ -336,15 +361,40 @@ class Store:
         shutil.rmtree(away, ignore_errors=True)
         return True
 
-    def _sweep(self) -> None:
-        """What killed processes left."""
+    def _sweep(self) -> int:
+        """What killed processes left, and the bytes that it took."""
+        freed = 0
         for path in self.folder.glob(f"{UNFINISHED}*") if self.folder.is_dir() else ():
-            try:
-                latest = max((f.stat().st_mtime for f in path.iterdir()), default=path.stat().st_mtime)
-            except OSError:
-                continue
-            if time.time() - latest > STALE:
-                shutil.rmtree(path, ignore_errors=True)
+            with suppress(OSError):
+                if _left(path):
+                    freed += _taken(path)
+                    shutil.rmtree(path, ignore_errors=True)
+        return freed
+
+
+def _left(path: Path) -> bool:
+    """Whether nobody is at work in an unfinished folder: it is not locked, or, where locks do not tell, not touched for long.
+
+    Raises:
+        OSError: it went meanwhile, or is another user's.
+    """
+    if path.name.startswith(f"{WRITING}{socket.gethostname()}-"):  # of another machine's locks a network's folder need not know
+        opened = os.open(path, os.O_RDONLY)
+        try:
+            mine = hold.lock(opened)
+        finally:
+            os.close(opened)
+        if mine is not None:
+            return mine
+    latest = max((file.stat().st_mtime for file in path.iterdir()), default=path.stat().st_mtime)
+    return time.time() - latest > STALE
+
+
+def _taken(path: Path) -> int:
+    """Bytes of the values in a folder, those that are still to be written among them where they were reserved."""
+    with suppress(OSError):
+        return sum(file.stat().st_size for file in path.glob("*.bin"))
+    return 0
 
 
 def folder() -> Path:
@@ -370,4 +420,4 @@ def digest(path: Path) -> str:
 
 def in_memory(columns: Sequence[Column], lengths: np.ndarray) -> Writer:
     """A writer whose rows stay in memory."""
-    return Writer(columns, lengths, None, None)
+    return Writer(columns, lengths)

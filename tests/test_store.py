@@ -288,6 +288,51 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     assert inside(tmp_path) == [".affinage-writing-alive", KEY]
 
 
+def _killed(folder: str, ready: object) -> None:
+    with Store(Path(folder), 10**9).write(KEY, COLUMNS, LENGTHS) as writer:
+        fill(writer, ((2, 0),))
+        ready.release()  # type: ignore[attr-defined]
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("how", ["another writes", "clear"])
+def test_who_writes_holds_its_room_for_as_long_as_it_lives(how: str, tmp_path: Path) -> None:
+    """What it reserved counts, and nobody takes it away; once it was killed, it goes with the next look, not an hour later."""
+    size = sum(c.size(LENGTHS) for c in COLUMNS)
+    place, keys = Store(tmp_path, 2 * size), [store.key(n) for n in range(3)]
+    context = multiprocessing.get_context("fork")
+    ready = context.Semaphore(0)
+    process = context.Process(target=_killed, args=(str(tmp_path), ready))
+    process.start()
+    assert ready.acquire(timeout=30)
+    (unfinished,) = inside(tmp_path)
+    written(place, keys[0])
+    written(place, keys[1])
+    assert inside(tmp_path) == sorted([unfinished, keys[1]])  # three would be too much
+    assert place.clear() == size and inside(tmp_path) == [unfinished]
+    process.kill()
+    process.join(30)
+    if how == "clear":
+        assert place.clear() == size and inside(tmp_path) == []
+    else:
+        written(place, keys[2])
+        assert inside(tmp_path) == [keys[2]]
+
+
+def test_the_budget_holds_once_all_have_written(tmp_path: Path) -> None:
+    """Two that are written at once hold nobody up, though there is room for one: the one that came first goes."""
+    size = sum(c.size(LENGTHS) for c in COLUMNS)
+    place, keys = Store(tmp_path, size + size // 2), [store.key(n) for n in range(2)]
+    with place.write(keys[0], COLUMNS, LENGTHS) as one, place.write(keys[1], COLUMNS, LENGTHS) as other:
+        for writer in (one, other):
+            fill(writer, ((0, 1, 2, 3, 4),))
+        first = one.done({"model": "M"})
+        assert keys[0] in inside(tmp_path)
+        os.utime(tmp_path / keys[0] / "entry.json", (1, 1))
+        second = other.done({"model": "M"})
+    assert inside(tmp_path) == [keys[1]] and same(first) and same(second)
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file system refuses the room (here: no file may be larger than 100 bytes): said at once, nothing left, the rest stays."""
     code = f"""
