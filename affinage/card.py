@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from affinage.store import Column, Entry, Order
+from affinage.ragged import Column, Entry, Order
 
 SHARE = 0.25  # most of the card's free memory that rows may take: what learns from them needs the rest
 PART = 2**26  # bytes of an entry that travel at once
@@ -30,7 +30,7 @@ def now(where: torch.device) -> float:
 
 
 class OnCard:
-    """N rows, column by column, on a device; read as `store.Entry` is, but into tensors there."""
+    """N rows, column by column, on a device; read as `ragged.Entry` is, but into tensors there."""
 
     def __init__(self, columns: Sequence[Column], lengths: np.ndarray, where: torch.device) -> None:
         """Room for rows of these lengths.

@@ -12,7 +12,7 @@ import torch
 from affinage import __version__, entry
 from affinage.facts import versions
 from affinage.net import Net
-from affinage.store import Column
+from affinage.ragged import Column
 from affinage.types import Rows
 
 # What says nothing of the blocks: names of classes, where the model came from, and the head.

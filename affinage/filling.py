@@ -16,7 +16,8 @@ from affinage import card, ranks, store
 from affinage.card import OnCard
 from affinage.cut import Cut
 from affinage.features import autocast, batched, kernels, out_of_memory
-from affinage.store import Column, Entry, Store, Writer
+from affinage.ragged import Column, Entry, opened
+from affinage.store import Store, Writer
 from affinage.types import Rows
 
 GB = 10**9
@@ -165,7 +166,7 @@ def everywhere(found: Entry | None, path: Path) -> Entry | None:
     seen = None
     if ranks.shared(found is not None):
         with suppress(OSError, ValueError, KeyError, EOFError):
-            seen = found or store.opened(path)
+            seen = found or opened(path)
     return seen if all(ranks.gathered(seen is not None)) else None
 
 

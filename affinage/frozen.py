@@ -24,7 +24,8 @@ from affinage.layout import Layout, Uncuttable
 from affinage.net import Net
 from affinage.pictures import ImageRows
 from affinage.progress import duration
-from affinage.store import Column, Entry, Store
+from affinage.ragged import Column, Entry
+from affinage.store import Store
 from affinage.types import Batch, Rows, Stage
 from affinage.views import Augmented, Views
 

@@ -10,7 +10,7 @@ import torch
 
 from affinage import card, store
 from affinage.card import OnCard
-from affinage.store import Column
+from affinage.ragged import Column, Entry
 
 CPU = torch.device("cpu")
 COLUMNS = [Column("float32", (3,), True), Column("bfloat16", (2, 2), True), Column("float32", (5,), False)]
@@ -29,7 +29,7 @@ def values(rows: np.ndarray) -> list[torch.Tensor]:
     return found
 
 
-def written(folder: Path) -> store.Entry:
+def written(folder: Path) -> Entry:
     with store.Store(folder, 10**9).write("a" * 64, COLUMNS, LENGTHS) as writer:
         for rows in map(np.array, ORDER):
             plain = [v.view(torch.int16) if v.dtype == torch.bfloat16 else v for v in map(torch.Tensor.contiguous, values(rows))]

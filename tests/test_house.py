@@ -66,6 +66,7 @@ FLOORS: dict[int, set[str]] = {
         "pretrained",
         "product",
         "progress",
+        "ragged",
         "ranks",
         "rates",
         "replay",

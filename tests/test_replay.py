@@ -16,8 +16,9 @@ import torch
 from affinage.cut import Cut, Resumed
 from affinage.fit import Fitting
 from affinage.frozen import Captured
+from affinage.ragged import Column
 from affinage.replay import SEEN, Replay, wanted
-from affinage.store import Column, in_memory
+from affinage.store import in_memory
 
 from .test_fit import STAGE, fitting, run, tensors
 

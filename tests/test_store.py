@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from affinage import store
-from affinage.store import Column, Entry, Store
+from affinage.ragged import Column, Entry
+from affinage.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = store.key({"a": 1})
@@ -378,7 +379,7 @@ import numpy as np
 from affinage import store
 n, width, batch = 1_000_000, 384, 4096
 place = store.Store(Path(sys.argv[1]), 10**10)
-column, lengths = store.Column("float32", (width,), True), np.ones(n, np.int64)
+column, lengths = Column("float32", (width,), True), np.ones(n, np.int64)
 draw = np.random.default_rng(0)
 order = draw.permutation(n)
 base = draw.standard_normal(width).astype(np.float32)
