@@ -23,7 +23,7 @@ from affinage.tasks import image_classification as images
 from affinage.tasks import text_classification as texts
 from affinage.types import Split
 
-from . import tiny
+from . import detectors, tiny
 from .data.test_archive import tar
 from .test_resume import Commands, in_mid_epoch, killed, same
 
@@ -56,17 +56,35 @@ def pictures(folder: Path) -> tuple[Path, Path, Path]:
     return folder / "parquet", folder / "tars", tiny.resnet(folder / "model")
 
 
+def boxes(folder: Path) -> Path:
+    """Pictures with boxes as Parquet, two shards of train; in the first pictures of each file there is nothing to find."""
+    folder.mkdir()
+    found = read(detectors.pictures(folder / "coco", train=20))
+    for name, split in found.splits():
+        rows = []
+        for i, (path, things) in enumerate(zip(split.inputs, split.targets, strict=True)):
+            box = [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in things.boxes.tolist()]
+            objects = {"bbox": box, "categories": things.classes.tolist()} if i % 6 > 1 else None
+            rows.append({"image": {"bytes": path.read_bytes(), "path": None}, "objects": objects})
+        parts = {f"{name}-{n:05d}-of-00002": rows[n * len(rows) // 2 :][: len(rows) // 2] for n in range(2)}
+        (folder / "parquet").mkdir(exist_ok=True)
+        for stem, some in (parts if name == "train" else {name: rows}).items():
+            pq.write_table(pa.Table.from_pylist(some), folder / "parquet" / f"{stem}.parquet", row_group_size=2)
+    return folder / "parquet"
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The arguments of a fit on text in Parquet, on pictures in Parquet, and on the same pictures in tars."""
     folder = tmp_path_factory.mktemp("shards")
     (folder / "pictures").mkdir()
     parquet, tars, resnet = pictures(folder / "pictures")
-    bert = tiny.bert(folder / "bert")
+    bert, detector = tiny.bert(folder / "bert"), detectors.saved(folder / "detector")
     return {
         "text": ["--model", str(bert), "--data", str(parquets(folder / "text")), "--batch-size", "8", "--epochs", "4"],
         "pictures": ["--model", str(resnet), "--data", str(parquet), "--batch-size", "4", "--epochs", "3"],
         "tars": ["--model", str(resnet), "--data", str(tars), "--batch-size", "4", "--epochs", "3"],
+        "boxes": ["--model", str(detector), "--data", str(boxes(folder / "boxes")), "--batch-size", "2", "--epochs", "3"],
     }
 
 
@@ -78,7 +96,7 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 
 
 # ------------------------------------------------------------------------------------------------------------ the same bits
-@pytest.mark.parametrize("kind", ["text", "pictures"])
+@pytest.mark.parametrize("kind", ["text", "pictures", "boxes"])
 def test_from_the_disk_as_from_memory(
     kind: str, shards: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +125,7 @@ def test_tars_as_parquet(shards: dict[str, list[str]], tmp_path: Path) -> None:
     assert done.evaluate(shards["tars"][3])["accuracy"] == done.metrics["accuracy"]
 
 
-@pytest.mark.parametrize("kind", ["text", "pictures", "tars"])
+@pytest.mark.parametrize("kind", ["text", "pictures", "tars", "boxes"])
 def test_killed_and_resumed(kind: str, shards: dict[str, list[str]], commands: Commands, tmp_path: Path) -> None:
     """Kill -9 in the middle of an epoch, with rows, tokens and pixels on the disk: the same bits as never stopped."""
     words = ["fit", *shards[kind], "--augment", "light"] if kind != "text" else ["fit", *shards[kind]]

@@ -1,4 +1,4 @@
-"""Rows that arrive one by one, for data larger than memory: in memory stay 8 bytes a row each for its place, id and label."""
+"""Rows that arrive one by one, for data larger than memory: of each stay its place, id and label, 8 bytes each, and its boxes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Growing:
         """`inputs`: the empty sequence that takes each with `add` and keeps it elsewhere. `hint`: why labels may be missing."""
         self.kind, self.inputs, self.hint, self.means = kind, inputs, hint, means
         self.ids = Cells(str)
-        self.targets: list[str] = []
+        self.targets: list[Any] = []  # class names, transcripts, or boxes
         self.unreadable: list[tuple[str, str]] = []
         self.unlabelled: list[str] = []  # what has no label
         self._names: dict[str, str] = {}  # one string a class, however many rows
 
-    def add(self, item: Any, target: str, row: str) -> None:
+    def add(self, item: Any, target: Any, row: str) -> None:
         """One row more.
 
         Raises:
             OSError: the disk is full.
         """
         self.inputs.add(item)
-        self.targets.append(self._names.setdefault(target, target))
+        self.targets.append(self._names.setdefault(target, target) if isinstance(target, str) else target)
         self.ids.add(row)
 
     def table(self, where: str, split: str, classes: tuple[str, ...] | None = None) -> Table:

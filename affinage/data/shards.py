@@ -36,10 +36,7 @@ class Shard(NamedTuple):
 
 def large(shards: Sequence[Shard]) -> bool:
     """Whether these inputs together are more than what stays in memory."""
-    boxes = any(
-        shard.label.casefold() in objects.OBJECTS for shard in shards
-    )  # their cells are no labels that a spool could keep
-    return not boxes and sum(shard.bytes + A_CELL * shard.rows for shard in shards) > limit()
+    return sum(shard.bytes + A_CELL * shard.rows for shard in shards) > limit()
 
 
 def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
@@ -62,6 +59,8 @@ def looked(path: Path, columns: Columns, kind: str | None) -> Shard:
             return next((batch.column(0).to_pylist()[0] for batch in file.iter_batches(1, columns=[column])), None)
 
     what, left, right, means = pick(schema.names, columns, kind, path.name, first)
+    if what == "image" and pa.types.is_nested(schema.field(right).type):  # though the first pictures may have none
+        means = "boxes"
     size = 0
     for group in (metadata.row_group(g) for g in range(metadata.num_row_groups)):
         parts = (group.column(c) for c in range(group.num_columns))

@@ -158,14 +158,14 @@ def build(
     """Cells to rows: labels become names, relative paths start at `base`, rows without content are left out.
 
     A validation or test split in which no row has a label (as on the Hub, where it is kept secret) is left out whole.
-    `means`: what the labels are; a recording without a transcript is left out, and listed.
+    `means`: what the labels are, where the cells need not tell; a recording without a transcript is left out, and listed.
 
     Raises:
         AffinageError: no rows, a missing label, a row without text, or a cell that is neither text nor image.
     """
     if not len(inputs):
         raise AffinageError(f"{where} holds no rows: expected at least one under the header")
-    if kind == "image" and objects.stand_in(labels):
+    if kind == "image" and (means == "boxes" or objects.stand_in(labels)):
         return _with_boxes(inputs, labels, ids, where=where, base=base, classes=classes)
     if means == "transcript":
         targets = [None if missing(value) else " ".join(str(value).split()) or None for value in labels]
