@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from affinage import ranks
+from affinage.attention import quick_attention
 from affinage.batches import by_tokens
 from affinage.instead import instead, untouched
 from affinage.product import fused
@@ -176,7 +177,7 @@ def packed(model: nn.Module, precision: str, but: nn.Module | None = None, repla
             weight = ops._reorder_linear_weight(layer.weight.to(torch.bfloat16), rows)
             bias = layer.bias.to(torch.bfloat16) if layer.bias is not None else None
             forwards[layer] = forward(weight, bias)
-    with replaced(forwards):
+    with replaced(forwards), quick_attention(model):
         yield
 
 

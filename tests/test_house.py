@@ -31,6 +31,7 @@ FLOORS: dict[int, set[str]] = {
         "augment",
         "augment_boxes",
         "recompute",
+        "attention",
         "batches",
         "beam",
         "blocks",
