@@ -1,8 +1,9 @@
 """Attention of a pass in bf16 on a CPU: exponentials alone, divided by their sum where the values have been summed up.
 
 The usual way (`eager_attention_forward` of BERT and of some seventy other families) turns the scores into fp32, takes torch's
-softmax, which needs 17 ns a number in rows shorter than a register, and turns them back: a thirtieth of a pass over short texts,
-more over long ones. What is rounded is the same. Where exponentials could be too large or too small, the usual way is gone.
+softmax, which needs 17 ns a number in rows shorter than a register, and turns them back: a tenth of a pass over such rows, and some
+percent up to a few dozen tokens (benchmarks/attention.py). What is rounded is the same. Where exponentials could be too large or
+too small, the usual way is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 NAME = "eager_attention_forward"  # by which a file of transformers calls it
+SHORT = 64  # tokens of a row from which it gains nothing
 LEAST, MOST = 1e-30, 1e30  # sums of exponentials between which none that counts was lost
 
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
@@ -50,7 +52,8 @@ def quick(usual: Attention) -> Attention:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, heads, T, D) each, (B, 1, T or 1, T) -> (B, T, heads, D)."""
         added = attention_mask is None or attention_mask.is_floating_point()
-        if query.dtype == torch.bfloat16 and added and not (torch.is_grad_enabled() or module.training):
+        short = query.dtype == torch.bfloat16 and key.shape[2] < SHORT
+        if short and added and not (torch.is_grad_enabled() or module.training):
             scores = torch.matmul(query, key.transpose(2, 3)).mul_(query.size(-1) ** -0.5 if scaling is None else scaling)
             if attention_mask is not None:
                 scores.add_(attention_mask.to(scores.dtype))
