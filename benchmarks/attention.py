@@ -2,10 +2,10 @@
 
     python benchmarks/attention.py [--lengths 8,12,16,32,64,128,256,512] [--rounds 3]
 
-MiniLM with random words, one thread, batches of about 1,024 tokens as a pass has them, without padding, or `padded`, where half of
-the rows are a token shorter, as it is in batches of similar length. The sides in turn, each round; medians. Passes under the precision that is chosen
-for this processor, and updates (forward and backward, no optimizer) under the same. `quick` is eager attention as a pass in bf16
-has it (`attention.py`), which is for passes alone.
+MiniLM with random words, one thread, batches of about 1,024 tokens as a pass has them, without padding, or `padded`, where half
+of the rows are a token shorter, as it is in batches of similar length. The sides in turn, each round; medians. Passes under the
+precision that is chosen for this processor, and updates (forward and backward, no optimizer) under the same. `quick` is eager
+attention as a pass in bf16 has it (`attention.py`), which is for passes alone.
 """
 
 from __future__ import annotations
