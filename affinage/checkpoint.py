@@ -97,6 +97,10 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         for name in part.iterdir():
             with name.open("rb") as file:
                 os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)
+        for old in sorted(folder.glob("step-*"))[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
 
     try:
         if ranks.first():
@@ -112,11 +116,6 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         if ranks.first():
             shutil.rmtree(part, ignore_errors=True)
         raise AffinageError(f"cannot write a checkpoint in {folder} ({error}): free some space, then --resume") from error
-    if ranks.first():
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-        for old in sorted(folder.glob("step-*"))[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
     return final
 
 

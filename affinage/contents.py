@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ def about(net: Net, k: int, precision: str, columns: Sequence[Column], weights_s
     used = versions()
     return {
         "model": type(net.model).__name__,
-        "config": {n: v for n, v in config.to_dict().items() if n not in ASIDE and not n.startswith("affinage")},
+        "config": _config(net),
         "attention": getattr(config, "_attn_implementation", None),
         "weights": weights_sum,
         "modules": _modules(net, k),
@@ -56,10 +57,33 @@ def weights(net: Net, k: int) -> str:
     return summed((*read, *buffers))
 
 
-def base(net: Net) -> str:
-    """SHA-256 of a network as it was given, but for its head, which learns anew and may have been drawn at random."""
+def base(net: Net, processor: Any) -> str:
+    """SHA-256 of a network as it was given, but for its head, which learns anew and may have been drawn at random, and of its
+    processor."""
     head = set(net.addresses()["head"])
-    return summed((name, tensor) for name, tensor in net.model.state_dict().items() if name not in head)
+    tensors = summed((name, tensor) for name, tensor in net.model.state_dict().items() if name not in head)
+    said = [tensors, _modules(net, len(net.blocks)), _config(net), _said(processor)]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _config(net: Net) -> dict[str, Any]:
+    config: Any = net.model.config
+    return {n: v for n, v in config.to_dict().items() if n not in ASIDE and not n.startswith("affinage")}
+
+
+def _said(processor: Any) -> Any:
+    """What a processor does with its inputs, but for how it was last told to pad and to cut."""
+    parts = {
+        name: _said(part)
+        for name in ("tokenizer", "feature_extractor", "image_processor")
+        if (part := getattr(processor, name, None))
+    }
+    if tokenizer := getattr(processor, "backend_tokenizer", None):
+        return {n: v for n, v in json.loads(tokenizer.to_str()).items() if n not in ("padding", "truncation")}
+    own = (
+        processor.get_vocab() if hasattr(processor, "get_vocab") else processor.to_dict() if hasattr(processor, "to_dict") else ""
+    )
+    return parts or own
 
 
 def summed(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:

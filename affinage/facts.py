@@ -13,6 +13,8 @@ from typing import Any
 
 from affinage.types import Cost
 
+PART = ".{}.part"  # what a file is called while it is written
+
 
 def now() -> str:
     """The time in UTC, ISO 8601."""
@@ -21,7 +23,7 @@ def now() -> str:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """JSON, all of it or nothing, whatever happens to the machine."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(PART.format(path.name))
     try:
         part.write_text(json.dumps(content, indent=1, default=float), encoding="utf8")
         flush(part)

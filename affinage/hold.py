@@ -55,12 +55,14 @@ class Hold:
         Raises:
             OSError: the folder is not there and cannot be made.
         """
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.made = True
         while self._file is None:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.made = True
             try:
-                file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                file = self._open()
+            except FileNotFoundError:  # the folder went away meanwhile, with the run that had made it
+                continue
             except OSError:
                 return ""
             if lock(file) is False:
@@ -75,6 +77,12 @@ class Hold:
                 os.ftruncate(file, 0)
                 os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
         return ""
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # another user's, which can be locked all the same
+            return os.open(self.path, os.O_RDONLY)
 
     def _named(self, file: int) -> bool:
         try:

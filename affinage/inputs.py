@@ -201,13 +201,13 @@ def prepare(settings: config.Settings) -> Inputs:
         raise AffinageError(f"{type(model).__name__} has nothing to put low-rank updates beside ({why}): use --plan full")
     update = max((min(stage.batch, len(data.train)) for stage in plan.stages if stage.how == "fit"), default=0)
     precision = settings.precision if settings.precision != "auto" else auto_precision(model, row, update)
-    base = _base(settings, net)
+    base = _base(settings, net, processor)
     return Inputs(settings, task, data, names, findings, _fingerprint(data), base, model, processor, chosen, net, plan, precision)
 
 
-def _base(settings: config.Settings, net: Net) -> str | None:
+def _base(settings: config.Settings, net: Net, processor: Any) -> str | None:
     if isinstance(settings.model, tuple):
-        return contents.base(net)
+        return contents.base(net, processor)
     return pretrained.files_sum(starters.place(settings.model), fresh=settings.plan == "scratch")
 
 

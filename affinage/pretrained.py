@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from affinage import starters
 from affinage.errors import AffinageError
 
-# The files of a model's folder that a run depends on, whatever their names; those of our own runs say when, too.
-WEIGHTS, WORDS, ASIDE = {".safetensors"}, {".json", ".model"}, {"run.json"}
-VOCABULARIES = {"vocab.txt", "merges.txt"}
+# The files of a model's folder that a run depends on; others may come and go.
+WEIGHTS = ("*.safetensors",)
+WORDS = (
+    *("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "*.bpe", "*.codes", "*.tiktoken"),
+)
 # What every plain image processor does, and is told by the numbers in preprocessor_config.json.
 STEPS = {
     *("do_resize", "size", "resample", "do_center_crop", "crop_size"),
@@ -147,12 +151,19 @@ def files_sum(source: Any, *, fresh: bool) -> str | None:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return None
-    total, wanted = hashlib.sha256(), WORDS if fresh else WORDS | WEIGHTS
+    total = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if (path.suffix in wanted and path.name not in ASIDE) or path.name in VOCABULARIES:
-            with path.open("rb") as file:
-                total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+        if path.is_file() and any(path.match(name) for name in (*WORDS, *(() if fresh else WEIGHTS))):
+            total.update(f"{path.name}\0{_file_sum(path)}\0".encode())
     return total.hexdigest()
+
+
+def _file_sum(path: Path) -> str:
+    with path.open("rb") as file:
+        if path.name != "config.json":
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        said = json.load(file)  # by which version it was written says nothing
+        return json.dumps({name: value for name, value in said.items() if name != "transformers_version"}, sort_keys=True)
 
 
 def named(model: Any, names: Sequence[str]) -> Any:

@@ -172,7 +172,7 @@ def alone(make: Callable[[], T]) -> T | None:
     """What `make` gives on rank 0; the others wait as long as it lives, and get None.
 
     Raises:
-        RankLost: rank 0 died, or has been at it `ALONE` times as long as a rank waits for a word: its disk may not answer.
+        RankLost: rank 0 died or failed, or is at it for `ALONE` times as long as a rank waits for a word: its disk may be stuck.
     """
     here = team.here()
     if here is None:
@@ -180,7 +180,11 @@ def alone(make: Callable[[], T]) -> T | None:
     key = f"alone/{here.waits}"
     here.waits += 1
     if first():
-        made = make()
+        try:
+            made = make()
+        except BaseException:  # it may live on, in a program that takes this for no end
+            here.store.set(key, "failed")
+            raise
         here.store.set(key, "done")
         return made
     beat, began = "", time.monotonic()
@@ -197,6 +201,8 @@ def alone(make: Callable[[], T]) -> T | None:
             raise team.RankLost(
                 f"rank 0 has solved or written for {most:g} s ({ALONE} times AFFINAGE_RANK_SECONDS): {here.resume}"
             )
+    if bytes(here.store.get(key)) == b"failed":
+        raise team.RankLost(f"rank 0 could not go on: {here.resume}")
     return None
 
 

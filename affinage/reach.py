@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from affinage import hold, ranks, team
+from affinage import facts, hold, ranks, team
 from affinage.errors import AffinageError
 
 LAG = 60.0  # seconds in which what one machine wrote has to show on the others
@@ -16,7 +16,8 @@ WORD = ".seen-"  # begins the names of the files by which ranks see each other
 
 def empty(out: Path) -> bool:
     """Whether a folder holds nothing but what processes leave that are killed before a run begins."""
-    return all(path.name.startswith(WORD) or path.name == hold.WORD for path in out.iterdir())
+    left = {hold.WORD, facts.PART.format("run.json")}
+    return all(path.name.startswith(WORD) or path.name in left for path in out.iterdir())
 
 
 def wait(paths: list[Path]) -> list[bool]:

@@ -51,7 +51,7 @@ def _begun(wishes: config.Settings, out: Path, hold: Hold) -> Run:
     """The run in `out` begun, or gone on with; rank 0 alone looks into the folder, and all hear what is there."""
     if out.exists() and not out.is_dir():
         raise AffinageError(f"{out} is a file: --out takes a folder for the run")
-    if ranks.shared(ranks.first() and (wishes.resume or wishes.overwrite) and (out / "run.json").exists()):
+    if ranks.shared(ranks.first() and (wishes.overwrite or (wishes.resume and not _done(out))) and (out / "run.json").exists()):
         _take(hold)
     state = ranks.shared(known(out) if ranks.first() else None)
     if wishes.resume and state:
@@ -64,7 +64,7 @@ def _begun(wishes: config.Settings, out: Path, hold: Hold) -> Run:
         if wishes.resume:
             if not ranks.first():
                 return Run(out, state)
-            if (out / "checkpoints").exists() or not (out / "report.html").exists():  # the mark was its last act, or it was lost
+            if not _done(out):
                 explain(out)
             return load(out)
         if not wishes.overwrite:
@@ -85,10 +85,11 @@ def _begun(wishes: config.Settings, out: Path, hold: Hold) -> Run:
         raise AffinageError(
             "the data is not what this run began with (its fingerprint differs): restore it, or start again with --overwrite"
         )
-    if wishes.resume and state and not _same_model(state["model"], inputs):
+    if wishes.resume and state and not ranks.shared(_same_model(state["model"], inputs)):
+        drawn = "; layers that a checkpoint lacks are drawn at random: seed torch before you load it" if _loaded(wishes) else ""
         raise AffinageError(
             f"the model {state['model']['source']} is not what this run began with (its weights, other files or its pooling "
-            "differ): restore it, or start again with --overwrite"
+            f"differ{drawn}): restore it, or start again with --overwrite"
         )
     if wishes.resume and state:  # what "auto" was there may be another thing here
         inputs.precision = state["hardware"]["precision"]
@@ -97,6 +98,18 @@ def _begun(wishes: config.Settings, out: Path, hold: Hold) -> Run:
     except Diverged as error:
         _failed(out, error)
         raise
+
+
+def _loaded(wishes: config.Settings) -> bool:
+    """Whether the model was given in memory."""
+    return not isinstance(wishes.model, (str, Path, type(None)))
+
+
+def _done(out: Path) -> bool:
+    """Whether a run is finished, and has explained itself: the mark in run.json may have been its last act."""
+    record = known(out)
+    told = (out / "report.html").exists() and not (out / "checkpoints").exists()
+    return record is not None and record["status"] == "finished" and told
 
 
 def _take(hold: Hold) -> None:
@@ -148,7 +161,7 @@ def _remembered(state: dict[str, Any], out: Path, wishes: config.Settings) -> co
             )
     given = wishes.given()
     fresh = {name: given[name] for name in ("data", "cache", "cache_gb") if given.get(name) is not None}
-    if not isinstance(wishes.model, (str, Path, type(None))):
+    if _loaded(wishes):
         fresh["model"] = wishes.model
     return config.make({**state["settings"], **fresh, "out": out, "resume": True, "quiet": wishes.quiet})
 
@@ -173,8 +186,8 @@ def _execute(inputs: Inputs, out: Path, hold: Hold, state: dict[str, Any] | None
             reach.shared(out)
         except OSError as error:
             raise _unwritable(out, error) from error
-    if ranks.first() and state is None:
-        remove(out)
+    if state is None:
+        ranks.alone(lambda: remove(out))
     header = {
         "affinage": __version__,
         "status": "running",
@@ -241,8 +254,8 @@ def _last(out: Path, *, shard: bool) -> Saved | None:
         return None
     name, state, warnings = words
     path = out / "checkpoints" / name
-    tensors = checkpoint.read(path, lambda tensor: not (shard and tensor.startswith(STAGE))) if ranks.first() else {}
-    return Saved(path, state, warnings, ranks.sent(tensors))
+    tensors = ranks.alone(lambda: checkpoint.read(path, lambda tensor: not (shard and tensor.startswith(STAGE))))
+    return Saved(path, state, warnings, ranks.sent(tensors or {}))
 
 
 def _begin(out: Path, hold: Hold, header: dict[str, Any], findings: Sequence[Finding]) -> None:

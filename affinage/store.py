@@ -17,8 +17,8 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -53,19 +53,18 @@ class Writer:
         self.hashes = [hashlib.sha256() for _ in columns]
         self.files: list[IO[bytes]] = []
         self.held: list[np.ndarray] = []
-        for i, column in enumerate(columns):
-            size = column.size(self.lengths)
-            if self.part is None:
-                self.held.append(np.empty(size, np.uint8))
-                continue
-            file = (self.part / f"{i}.bin").open("wb")
-            self.files.append(file)
-            if size and hasattr(os, "posix_fallocate"):
-                try:
-                    os.posix_fallocate(file.fileno(), 0, size)  # a full disk says so now, not after an hour
-                except OSError:
-                    self.__exit__()
-                    raise
+        try:
+            for i, column in enumerate(columns):
+                size = column.size(self.lengths)
+                if self.part is None:
+                    self.held.append(np.empty(size, np.uint8))
+                    continue
+                self.files.append((self.part / f"{i}.bin").open("wb"))
+                if size and hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(self.files[-1].fileno(), 0, size)  # a full disk says so now, not after an hour
+        except OSError:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Writer:
         return self
@@ -132,7 +131,8 @@ class Writer:
                 raise
             shutil.rmtree(self.part, ignore_errors=True)
         self.part = None
-        self.place.make_room(0)  # what others were writing beside it may be there now, too
+        with suppress(OSError):  # it is stored all the same
+            self.place.make_room(0)  # what others were writing beside it may be there now, too
         return entry
 
 
@@ -223,7 +223,8 @@ class Store:
         """
         entries = self.entries()
         total = sum(one.bytes for one in entries)
-        written = sum(_taken(path) for path in self.folder.glob(f"{WRITING}*")) if size else 0
+        written = sum(map(_written, self.folder.glob(f"{WRITING}*"))) if size else 0
+        written = written if written + size <= self.budget else 0  # else all of it would be dropped, in vain as well
         full = size <= self._free() + total  # else all of it would be dropped in vain
         stay = 0 if size else 1  # the latest used, which has just been written
         while len(entries) > stay and (total + written + size > self.budget or (full and size > self._free())):
@@ -252,29 +253,38 @@ class Store:
         """What killed processes left, and the bytes that it took."""
         freed = 0
         for path in self.folder.glob(f"{UNFINISHED}*") if self.folder.is_dir() else ():
-            with suppress(OSError):
-                if _left(path):
-                    freed += _taken(path)
+            with suppress(OSError), _left(path) as left:
+                if left:
+                    size = _taken(path)
                     shutil.rmtree(path, ignore_errors=True)
+                    freed += 0 if path.exists() else size  # another user's stays
         return freed
 
 
-def _left(path: Path) -> bool:
-    """Whether nobody is at work in an unfinished folder: it is not locked, or, where locks do not tell, not touched for long.
+@contextmanager
+def _left(path: Path) -> Iterator[bool]:
+    """Whether nobody is at work in an unfinished folder, and nobody begins to while this lasts: it is not locked, or, where locks
+    do not tell, not touched for long.
 
     Raises:
         OSError: it went meanwhile, or is another user's.
     """
-    if path.name.startswith(f"{WRITING}{socket.gethostname()}-"):  # of another machine's locks a network's folder need not know
-        opened = os.open(path, os.O_RDONLY)
-        try:
-            mine = hold.lock(opened)
-        finally:
-            os.close(opened)
-        if mine is not None:
-            return mine
-    latest = max((file.stat().st_mtime for file in path.iterdir()), default=path.stat().st_mtime)
-    return time.time() - latest > STALE
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        # another machine's locks a network's folder need not know
+        here = path.name.startswith(WRITING) and path.name.removeprefix(WRITING).rsplit("-", 2)[0] == socket.gethostname()
+        mine = hold.lock(opened) if here else None
+        latest = max((file.stat().st_mtime for file in path.iterdir()), default=path.stat().st_mtime)
+        yield time.time() - latest > STALE if mine is None else mine
+    finally:
+        os.close(opened)
+
+
+def _written(path: Path) -> int:
+    """Bytes that somebody is about to write in an unfinished folder."""
+    with suppress(OSError), _left(path) as left:
+        return 0 if left else _taken(path)
+    return 0
 
 
 def _taken(path: Path) -> int:

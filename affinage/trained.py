@@ -140,7 +140,7 @@ def load(path: str | Path, **decoding: Any) -> Run:
 
 
 # What every run writes beside the model's own files, which run.json names under "files".
-OWN = ("run.json", "records.jsonl", "findings.csv", "predictions.parquet", "report.html", "README.md")
+OWN = ("run.json", ".run.json.part", "records.jsonl", "findings.csv", "predictions.parquet", "report.html", "README.md")
 
 
 def remove(out: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,30 @@ def test_where_nothing_can_be_locked_nobody_is_refused(tmp_path: Path, monkeypat
     with Hold(tmp_path / "file" / "run") as mine, pytest.raises(OSError):
         (tmp_path / "file").write_text("x")
         mine.take()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="another user is only had as root")
+def test_another_users_run_is_seen() -> None:
+    """Whose file may be read and not written."""
+    code = "import fcntl, os, sys; from pathlib import Path; from affinage.hold import Hold; os.setuid(65534); "
+    code += "print(Hold(Path(sys.argv[1])).take())"
+    with tempfile.TemporaryDirectory() as folder, Hold(Path(folder)) as mine:
+        Path(folder).chmod(0o777)
+        assert mine.take() == ""
+        asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT)
+        assert f"process {os.getpid()} on " in asked.stdout, asked.stderr
+
+
+def test_a_folder_that_goes_away_meanwhile_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the run that had made it, between the look and the lock."""
+    out, opens, calls = tmp_path / "run", os.open, list[int]()
+
+    def slowly(path: Path, *words: int) -> int:
+        if not calls:
+            calls.append(1)
+            out.rmdir()
+        return opens(path, *words)
+
+    monkeypatch.setattr(os, "open", slowly)
+    with Hold(out) as mine, Hold(out) as other:
+        assert mine.take() == "" and (out / hold.WORD).exists() and other.take() != ""

@@ -184,6 +184,23 @@ def test_nobody_waits_for_ever_for_rank_0_alone(monkeypatch: pytest.MonkeyPatch,
         ranks.alone(lambda: None)
 
 
+def test_where_rank_0_fails_alone_the_others_hear_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its process may live on, in a program that catches the error."""
+    words: dict[str, bytes] = {}
+    store = SimpleNamespace(
+        set=lambda key, value: words.update({key: value.encode()}), check=lambda keys: keys[0] in words, get=words.get
+    )
+    for number in (0, 1):
+        here = SimpleNamespace(
+            waits=0, number=number, count=2, store=store, resume="go on with: ...", beats=lambda numbers: ["1"]
+        )
+        monkeypatch.setattr(team, "_here", here)
+        with pytest.raises(
+            ZeroDivisionError if number == 0 else team.RankLost, match=r"division|rank 0 could not go on: go on with"
+        ):
+            ranks.alone(lambda: 1 / 0)
+
+
 def test_one_process_imports_nothing_of_torch_distributed() -> None:
     code = (
         "from affinage import team\nfrom pathlib import Path\nimport sys\n"
@@ -352,7 +369,7 @@ def slow(place, name):
         return quick(*words, **more)
     setattr(place, name, waits)
 
-for place, name in ((contents, "about"), (store.Store, "write"), (store.Writer, "done"), (checkpoint, "refused"), (checkpoint, "digest")):
+for place, name in ((contents, "about"), (store.Store, "write"), (store.Writer, "done"), (checkpoint, "refused"), (checkpoint, "digest"), (checkpoint, "_read")):
     slow(place, name)
 sys.exit(main(sys.argv[1:]))
 """

@@ -23,6 +23,7 @@ import affinage
 from affinage import config, hold, plans, record, run
 from affinage.cli import main
 from affinage.errors import AffinageError
+from affinage.hold import Hold
 from affinage.inputs import prepare
 from affinage.run import plan_of
 from affinage.trained import remove
@@ -833,29 +834,54 @@ def test_resume_refuses_what_the_run_did_not_begin_with(
         affinage.fit(out=out, resume=True, epochs=7)
 
 
-@pytest.mark.parametrize("changed", ["weights", "tokenizer", "loaded"])
+@pytest.mark.parametrize("changed", ["weights", "tokenizer", "loaded", "loaded tokenizer", "loaded activation"])
 def test_resume_refuses_another_model_of_the_same_name(
     changed: str, bert: Path, texts: Path, text_run: affinage.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the head that was solved on one network would be joined to the frozen blocks of another, without a word."""
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(bert, model)
-    stopped(monkeypatch, loaded(model) if changed == "loaded" else model, texts, out)
-    (model / "notes.txt").write_text("what is no part of the network may change")
+    given: Any = loaded(model) if changed.startswith("loaded") else model
+    stopped(monkeypatch, given, texts, out)
+    for name in ("notes.txt", "eval_results.json", "trainer_state.json"):
+        (model / name).write_text("what is no part of the network may change")
+    said = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**said, "transformers_version": "5.99"}))
     kept = {path.name: path.read_bytes() for path in model.iterdir()}
-    if changed == "tokenizer":
+    if changed.endswith("activation"):
+        given[0].bert.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.ReLU()
+    elif changed.endswith("tokenizer"):
         (model / "tokenizer.json").write_text((model / "tokenizer.json").read_text().replace("garden", "gorden"))
     else:
         network = T.BertModel.from_pretrained(model)
         with torch.no_grad():
             network.encoder.layer[0].output.dense.bias[0] += 1e-3
         network.save_pretrained(model)
+    other = None if given is model else given if changed.endswith("activation") else loaded(model)
     with pytest.raises(AffinageError, match=r"the model .* is not what this run began with .* restore it, or start again with"):
-        affinage.fit(loaded(model) if changed == "loaded" else None, out=out, resume=True, quiet=True)
+        affinage.fit(other, out=out, resume=True, quiet=True)
     for name, content in kept.items():
         (model / name).write_bytes(content)
-    made = affinage.fit(loaded(model) if changed == "loaded" else None, out=out, resume=True, quiet=True)
-    assert changed == "loaded" or weights(made) == weights(text_run)
+    made = affinage.fit(None if given is model else loaded(model), out=out, resume=True, quiet=True)
+    assert weights(made) == weights(text_run)
+
+
+def test_a_finished_run_is_looked_at_by_many(text_run: affinage.Run, tmp_path: Path) -> None:
+    """`--resume` has nothing to do there, whoever else is at it; `--overwrite` has."""
+    out = tmp_path / "run"
+    shutil.copytree(text_run.path, out)
+    with Hold(out) as other:
+        assert other.take() == "" and affinage.fit(out=out, resume=True).record == text_run.record
+        with pytest.raises(AffinageError, match="another run is at work in"):
+            affinage.fit(text_run.record["model"]["source"], text_run.record["data"]["source"], out=out, overwrite=True)
+
+
+def test_a_kill_before_the_record_is_there_leaves_no_folder_for_ever(bert: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in (".run.json.part", hold.WORD):
+        (tmp_path / "run" / name).write_text("")
+    made = affinage.fit(bert, texts, plan="frozen", out=tmp_path / "run", **QUICK)
+    assert made.record["status"] == "finished" and not {".run.json.part", hold.WORD} & {p.name for p in made.path.iterdir()}
 
 
 def test_resume_knows_the_starter_of_the_run(pictures: Path, tmp_path: Path) -> None:

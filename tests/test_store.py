@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,6 +338,70 @@ def test_the_budget_holds_once_all_have_written(tmp_path: Path) -> None:
     assert inside(tmp_path) == [keys[1]] and same(first) and same(second)
 
 
+def test_nobody_is_given_a_folder_that_is_being_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new one may be found by another, before it is locked: he holds it until it is gone, and its maker makes another."""
+    place, mkdir = Store(tmp_path, 10**6), Path.mkdir
+    swept: list[Path] = []
+
+    def found(self: Path, *words: Any, **more: Any) -> None:
+        mkdir(self, *words, **more)
+        if self.name.startswith(store.WRITING) and not swept:
+            swept.append(self)
+            thread.start()
+            assert began.wait(10)
+
+    def slowly(path: Path, **more: Any) -> None:
+        began.set()
+        time.sleep(0.3)
+        rmtree(path, **more)
+
+    rmtree, began, thread = shutil.rmtree, threading.Event(), threading.Thread(target=place._sweep)
+    monkeypatch.setattr(Path, "mkdir", found)
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    part, lock = place.begin()
+    thread.join(10)
+    os.close(lock)
+    assert part.exists() and part != swept[0] and not swept[0].exists()
+
+
+def test_what_cannot_be_opened_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, opens, before = Store(tmp_path, 10**6), Path.open, len(os.listdir("/proc/self/fd")) if Path("/proc").exists() else 0
+
+    def refused(self: Path, *words: Any, **more: Any) -> Any:
+        if self.name == "1.bin":
+            raise OSError(24, "Too many open files")
+        return opens(self, *words, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(OSError, match="Too many"):
+        place.write(KEY, COLUMNS, LENGTHS)
+    assert inside(tmp_path) == [] and (not before or len(os.listdir("/proc/self/fd")) == before)
+
+
+def test_nothing_is_dropped_in_vain_for_what_another_writes(tmp_path: Path) -> None:
+    """Where both have no room whatever is dropped: what is there stays until one is done."""
+    size = sum(c.size(LENGTHS) for c in COLUMNS)
+    place, keys = Store(tmp_path, size + size // 2), [store.key(n) for n in range(2)]
+    written(place, KEY)
+    with place.write(keys[0], COLUMNS, LENGTHS):
+        assert KEY not in inside(tmp_path)  # it did help
+        written(place, KEY)
+    assert KEY in inside(tmp_path)
+    small = Store(tmp_path, 3 * size)
+    with small.write(keys[0], COLUMNS, np.tile(LENGTHS, 2)), small.write(keys[1], COLUMNS, np.tile(LENGTHS, 2)):
+        assert KEY in inside(tmp_path)
+
+
+def test_other_machines_folders_go_by_the_clock(tmp_path: Path) -> None:
+    """Whose names begin as this one's do, too: a network's folder need not know their locks."""
+    host = socket.gethostname()
+    for name in (f"{store.WRITING}{host}-2-77-1", f"{store.WRITING}elsewhere-77-1", f"{store.WRITING}{host}-77-1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.bin").write_bytes(b"x")
+    assert Store(tmp_path, 10**6).clear() == 1
+    assert inside(tmp_path) == sorted([f"{store.WRITING}{host}-2-77-1", f"{store.WRITING}elsewhere-77-1"])
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file system refuses the room (here: no file may be larger than 100 bytes): said at once, nothing left, the rest stays."""
     code = f"""
@@ -377,6 +445,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from affinage import store
+from affinage.ragged import Column
 n, width, batch = 1_000_000, 384, 4096
 place = store.Store(Path(sys.argv[1]), 10**10)
 column, lengths = Column("float32", (width,), True), np.ones(n, np.int64)
