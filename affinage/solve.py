@@ -20,6 +20,10 @@ PENALTIES = tuple(
 RIDGES = tuple(10.0**p for p in np.arange(-2, 5.01, 0.5))
 FLOOR = 0.3  # of the features' usual spread: one that spreads less is scaled as if it spread so much
 THREADS = 4  # of a product with one vector, which is over in less than a millisecond
+STEPS, MANY = (
+    40,
+    16,
+)  # after so many steps of one fit it pays to look at second moments, where logits are so many times the features
 TINY = 4  # rows a class up to which leave-one-out ridge is used: too few for folds that hold every class
 
 
@@ -90,6 +94,28 @@ def binary_objective(
     return value, gradient.astype(np.float64, copy=False)
 
 
+def moments(x: np.ndarray, w: np.ndarray, bias: bool = True) -> np.ndarray:
+    """(D + 1, D + 1) float64: the weighted second moments of (N, D) `x` and of a column of ones, by itself without `bias`."""
+    weighted, size = x * w.astype(x.dtype)[:, None], x.shape[1]
+    found = np.zeros((size + 1, size + 1))
+    found[:size, :size] = weighted.T @ x
+    found[size, :size] = found[:size, size] = bias * weighted.sum(0)
+    found[size, size] = 1.0
+    return found
+
+
+def _root(second: np.ndarray, classes: int, penalty: float) -> np.ndarray:
+    """The lower Cholesky factor of what bounds the Hessian of the objective, class by class (Boehning, Ann. Inst. Stat. Math. 44,
+    1992); `second`: the `moments`.
+    """
+    two, size = classes == 2, len(second) - 1
+    bound = second * (1.0 if two else (classes - 1) / classes**2)
+    ridge = max((1 + two) * penalty, 1e-4 * float(np.trace(bound)) / max(size, 1))  # what is less is lost in rounding
+    bound[np.arange(size), np.arange(size)] += ridge
+    bound[size, size] += 1e-6
+    return np.linalg.cholesky(bound)
+
+
 def logistic(
     x: np.ndarray,
     y: np.ndarray,
@@ -99,25 +125,45 @@ def logistic(
     start: np.ndarray | None = None,
     tolerance: float = 1e-6,
     bias: bool = True,
+    second: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float, int]:
     """(table (C, D + 1), largest gradient entry, iterations) of penalised multinomial logistic regression on (N, D) `x`.
 
-    `w` (N,) sums to one.
+    `w` (N,) sums to one. `second`: the `moments`, where they are known: it is solved in coordinates in which the Hessian is about
+    the identity, which takes fewer steps the less alike the features are, and `tolerance` is that of the gradient there.
     """
+    from scipy.linalg import solve_triangular
     from scipy.optimize import minimize
 
-    two = classes == 2
-    begin = np.zeros((classes, x.shape[1] + 1)) if start is None else start
+    two, width = classes == 2, x.shape[1] + 1
+    lower = None if second is None else _root(second, classes, penalty)
+    begin = np.zeros((classes, width)) if start is None else start
+    first = begin[1:] if two else begin
+    inner = binary_objective if two else objective
+    given = (x, np.where(y == 1, 1.0, -1.0).astype(x.dtype) if two else y, w.astype(x.dtype), penalty, bias)
+
+    def back(scaled: np.ndarray) -> np.ndarray:
+        """(rows of the table, D + 1) as they stand in the table."""
+        rows = scaled.reshape(-1, width)
+        return rows if lower is None else solve_triangular(lower, rows.T, lower=True, trans="T", check_finite=False).T
+
+    def scaled_objective(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = inner(back(scaled).ravel(), *given)
+        if lower is not None:
+            gradient = solve_triangular(lower, gradient.reshape(-1, width).T, lower=True, check_finite=False).T.ravel()
+        return value, gradient
+
     found = minimize(
-        binary_objective if two else objective,
-        begin[1] if two else begin.ravel(),
-        args=(x, np.where(y == 1, 1.0, -1.0).astype(x.dtype) if two else y, w.astype(x.dtype), penalty, bias),
+        scaled_objective,
+        (first if lower is None else first @ lower).ravel(),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 1000, "gtol": tolerance, "ftol": 1e-15, "maxcor": 20},
     )
-    table = np.stack([-found.x, found.x]) if two else found.x.reshape(classes, -1)
-    return table, float(np.abs(found.jac).max()), int(found.nit)
+    rows = back(found.x)
+    _, gradient = inner(rows.ravel(), *given)
+    table = np.stack([-rows[0], rows[0]]) if two else rows
+    return table, float(np.abs(gradient).max()), int(found.nit)
 
 
 def folds(y: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -180,12 +226,17 @@ def _logistic(
     single = x.astype(np.float32)  # the path only chooses; the head itself is solved in double precision
     held = np.zeros((len(PENALTIES), len(y), classes))
     tables: list[np.ndarray | None] = [None] * tried
+    seconds: list[np.ndarray | None] = [None] * tried  # moments of each fold's training rows
+    hard = False
     losses: list[float] = []
     for i, penalty in enumerate(PENALTIES):
         for k in range(tried):
             train, test = fold != k, fold == k
-            w = row_weights(y[train], classes, balanced)
-            table, _, _ = logistic(single[train], y[train], w, classes, penalty, tables[k], tolerance=1e-4, bias=bias)
+            part, w = single[train], row_weights(y[train], classes, balanced)
+            if hard and seconds[k] is None:
+                seconds[k] = moments(part, w, bias)
+            table, _, steps = logistic(part, y[train], w, classes, penalty, tables[k], 1e-4, bias, seconds[k])
+            hard = hard or (steps > STEPS and len(y) * classes >= MANY * x.shape[1])
             held[i, test] = x[test] @ table[:, :-1].T + table[:, -1]
             tables[k] = table
         seen = np.flatnonzero(fold < tried)
@@ -194,7 +245,9 @@ def _logistic(
             break
     rows = np.flatnonzero(fold < tried)
     best = int(np.argmin(losses))
-    table, gradient, iterations = logistic(x, y, row_weights(y, classes, balanced), classes, PENALTIES[best], bias=bias)
+    w = row_weights(y, classes, balanced)
+    second = moments(x, w, bias) if hard else None
+    table, gradient, iterations = logistic(x, y, w, classes, PENALTIES[best], bias=bias, second=second)
     weight = table[:, :-1] / sd
     offset = table[:, -1] - weight @ mean
     weight, offset = weight.astype(np.float32), offset.astype(np.float32)

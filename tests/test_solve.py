@@ -8,7 +8,18 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from affinage.solve import PENALTIES, binary_objective, folds, log_softmax, logistic, objective, row_weights, solve, standardise
+from affinage.solve import (
+    PENALTIES,
+    binary_objective,
+    folds,
+    log_softmax,
+    logistic,
+    moments,
+    objective,
+    row_weights,
+    solve,
+    standardise,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +41,50 @@ def test_logistic_is_scikit_learns(penalty: float, digits: tuple[np.ndarray, np.
     bias = ours[:, -1] - ours[:, -1].mean()  # the common part of the biases is free
     assert np.abs(bias - (theirs.intercept_ - theirs.intercept_.mean())).max() < 1e-3
     assert gradient < 1e-5 and iterations > 3
+
+
+def unlike(count: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose features go together: most of what moves one moves the others."""
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((count, width)) * np.logspace(0, -2.5, width) @ np.linalg.qr(draw.standard_normal((width, width)))[0]
+    y = (x @ draw.standard_normal((width, classes)) + 0.3 * draw.standard_normal((count, classes))).argmax(1)
+    return x / x.std(0), y
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_known_moments_change_the_way_and_not_the_end(classes: int, bias: bool) -> None:
+    """The same optimum in fewer steps where features are unlike, and a gradient as small."""
+    x, y = unlike(600, 40, classes)
+    w = row_weights(y, classes, True)
+    plain, _, many = logistic(x, y, w, classes, 1e-3, tolerance=1e-8, bias=bias)
+    ours, gradient, few = logistic(x, y, w, classes, 1e-3, tolerance=1e-8, bias=bias, second=moments(x, w, bias))
+    assert np.abs(ours - plain).max() < 1e-3 * np.abs(plain).max() and gradient < 1e-6 and few < 0.7 * many, (few, many)
+    assert bias or not ours[:, -1].any()
+
+
+def test_moments_are_looked_at_where_it_takes_long(
+    digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of features that are unlike, and not of others, nor where they are too many."""
+    from affinage import solve as solving
+
+    looked: list[tuple[int, ...]] = []
+    monkeypatch.setattr(solving, "moments", lambda x, *rest: looked.append(x.shape) or moments(x, *rest))
+    solve(*unlike(2000, 60, 2), 2)
+    assert 3 < len(looked) <= 6 and looked[-1] == (2000, 60)  # folds, from the one that took long, and all rows
+    looked.clear()
+    for x, y in (unlike(300, 60, 2), (np.random.default_rng(0).standard_normal((2000, 60)), np.arange(2000) % 2)):
+        solve(x, y, 2)
+    assert not looked
+
+
+def test_second_moments() -> None:
+    x, w = np.random.default_rng(0).standard_normal((20, 3)), np.full(20, 0.05)
+    wide = np.column_stack([x, np.ones(20)])
+    assert np.allclose(moments(x, w), (wide * w[:, None]).T @ wide)
+    alone = moments(x, w, bias=False)
+    assert np.allclose(alone[:3, :3], moments(x, w)[:3, :3]) and alone[3].tolist() == [0, 0, 0, 1] == alone[:, 3].tolist()
 
 
 def test_balanced_is_scikit_learns(digits: tuple[np.ndarray, np.ndarray]) -> None:
