@@ -51,7 +51,8 @@ def quick(usual: Attention) -> Attention:
         **more: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, heads, T, D) each, (B, 1, T or 1, T) -> (B, T, heads, D)."""
-        added = attention_mask is None or attention_mask.is_floating_point()
+        # one for all heads: what differs by head is no mask but a bias, and as good as its digits
+        added = attention_mask is None or (attention_mask.is_floating_point() and attention_mask.shape[1] == 1)
         short = query.dtype == torch.bfloat16 and key.shape[2] < SHORT
         if short and added and not (torch.is_grad_enabled() or module.training):
             scores = torch.matmul(query, key.transpose(2, 3)).mul_(query.size(-1) ** -0.5 if scaling is None else scaling)
@@ -71,7 +72,8 @@ def _files(model: nn.Module) -> list[ModuleType]:
     if getattr(getattr(model, "config", None), "output_attentions", False):
         return []
     named = {type(module).__module__ for module in model.modules()}
-    files = [sys.modules[name] for name in sorted(named) if isinstance(getattr(sys.modules[name], NAME, None), FunctionType)]
+    loaded = [sys.modules[name] for name in sorted(named) if name in sys.modules]
+    files = [file for file in loaded if isinstance(getattr(file, NAME, None), FunctionType)]
     if not files:
         return []
     from transformers.models.bert import modeling_bert

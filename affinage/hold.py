@@ -81,8 +81,11 @@ class Hold:
     def _open(self) -> int:
         try:
             return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except PermissionError:  # another user's, which can be locked all the same
-            return os.open(self.path, os.O_RDONLY)
+        except PermissionError as error:
+            try:
+                return os.open(self.path, os.O_RDONLY)  # another user's, which can be locked all the same
+            except FileNotFoundError:  # there is none: it is the folder that may not be written
+                raise error from None
 
     def _named(self, file: int) -> bool:
         try:

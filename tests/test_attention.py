@@ -59,7 +59,7 @@ def test_where_exponentials_would_be_lost_the_usual_way_is_gone() -> None:
         assert mine.equal(usual) or bool((mine.isnan() == usual.isnan()).all() and mine.nan_to_num().equal(usual.nan_to_num()))
 
 
-@pytest.mark.parametrize("why", ["fp32", "gradients", "training", "a mask of truths", "long rows"])
+@pytest.mark.parametrize("why", ["fp32", "gradients", "training", "a mask of truths", "a bias by head", "long rows"])
 def test_it_is_for_passes_over_short_rows_in_bf16(why: str) -> None:
     *three, mask = given(attention.SHORT if why == "long rows" else 9, torch.float32 if why == "fp32" else torch.bfloat16)
     layer = nn.Identity().train(why == "training")
@@ -70,7 +70,8 @@ def test_it_is_for_passes_over_short_rows_in_bf16(why: str) -> None:
         return words[1], None
 
     with torch.set_grad_enabled(why == "gradients"):
-        quick(usual)(layer, *three, mask == 0 if why == "a mask of truths" else mask)
+        masks = {"a mask of truths": mask == 0, "a bias by head": mask.expand(-1, 4, -1, -1)}
+        quick(usual)(layer, *three, masks.get(why, mask))
     assert asked
 
 
@@ -91,6 +92,13 @@ def test_it_is_put_in_the_place_of_berts_alone_and_taken_away() -> None:
     roberta.config.output_attentions = True
     with quick_attention(roberta):
         assert modeling_roberta.eager_attention_forward is before
+
+
+def test_a_class_without_a_file() -> None:
+    """As one has that was loaded by hand: there is nothing to be put in the place of."""
+    lonely = type("Lonely", (nn.Linear,), {"__module__": "nowhere"})
+    with quick_attention(lonely(2, 2)):
+        pass
 
 
 def test_what_gives_other_numbers_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,17 @@ def test_another_users_run_is_seen() -> None:
         assert f"process {os.getpid()} on " in asked.stdout, asked.stderr
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="another user is only had as root")
+def test_a_folder_that_may_not_be_written_is_not_waited_for() -> None:
+    """It is told where it is written to."""
+    code = "import fcntl, os, sys; from pathlib import Path; from affinage.hold import Hold; os.setuid(65534); "
+    code += "print(repr(Hold(Path(sys.argv[1])).take()))"
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        asked = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, cwd=ROOT, timeout=30)
+        assert asked.stdout == "''\n", asked.stderr
+
+
 def test_a_folder_that_goes_away_meanwhile_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the run that had made it, between the look and the lock."""
     out, opens, calls = tmp_path / "run", os.open, list[int]()

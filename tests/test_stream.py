@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from affinage import pictures as decoding
 from affinage import run, spool, stages
@@ -111,6 +113,28 @@ def test_from_the_disk_as_from_memory(
     run.fit(**settings, out=tmp_path / "disk")
     assert looked
     same(tmp_path / "memory", tmp_path / "disk")
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_boxes_that_are_kept_secret(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test split of which no picture has an answer is none; a picture without boxes among others is one."""
+    if place == "disk":
+        monkeypatch.setenv("AFFINAGE_MEMORY_GB", "0")
+    kind = pa.struct([("bbox", pa.list_(pa.list_(pa.float32()))), ("categories", pa.list_(pa.string()))])
+    draw = np.random.default_rng(0)
+    for name, secret in (("train", [False, True, True]), ("validation", [True, True, False]), ("test", [True, True, True])):
+        images = []
+        for _ in secret:
+            buffer = io.BytesIO()
+            Image.fromarray(draw.integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(buffer, "PNG")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        cells = [None if kept else {"bbox": [[1, 1, 5, 5]], "categories": ["a"]} for kept in secret]
+        pq.write_table(pa.table({"image": images, "objects": pa.array(cells, kind)}), tmp_path / f"{name}.parquet")
+    monkeypatch.setattr("affinage.data.shards.AT_ONCE", 1)
+    found = read(tmp_path)
+    assert found.test is None and ("test.parquet", "split without any label") in found.unreadable
+    assert found.validation is not None and [len(boxes) for boxes in found.validation.targets] == [0, 0, 1]
+    assert [len(boxes) for boxes in found.train.targets] == [1, 0, 0] and found.labels == "boxes"
 
 
 def test_tars_as_parquet(shards: dict[str, list[str]], tmp_path: Path) -> None:

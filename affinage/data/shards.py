@@ -16,7 +16,7 @@ from ..spool import AT_ONCE, Cells, limit, need
 from ..types import Columns, Kind, Labels
 from . import objects
 from .growing import Growing
-from .table import PART, SPLITS, UNLABELLED, Table, build, pick
+from .table import PART, SPLITS, UNLABELLED, Table, build, missing, pick
 
 A_CELL = 100  # bytes that a cell takes in Python beside its content
 
@@ -96,14 +96,15 @@ def spooled(shards: Sequence[Shard], split: str) -> Table:
     name = first.path.name
     need(sum(shard.bytes for shard in shards), f"the column '{first.input}' of {name}")
     rows: Growing | None = None
+    told = first.means != "boxes" or split == "train"  # a part without boxes is no split without labels
     left_out: list[tuple[str, str]] = []
     for shard in shards:
         start, where, base = 0, shard.path.name, shard.path.parent
         for inputs, labels in _batches(shard):
             ids = [f"{where}:{start + i}" for i in range(len(inputs))]
-            part = build(
-                first.kind, inputs, labels, ids, where=where, split=split, base=base, classes=shard.classes, means=shard.means
-            )
+            means, of = shard.means, "train" if shard.means == "boxes" else split
+            part = build(first.kind, inputs, labels, ids, where=where, split=of, base=base, classes=shard.classes, means=means)
+            told = told or not all(map(missing, labels))
             start += len(inputs)
             left_out += part.unreadable
             for item, target, row in zip(part.inputs, part.targets, part.ids, strict=True):
@@ -112,6 +113,8 @@ def spooled(shards: Sequence[Shard], split: str) -> Table:
                 if not isinstance(item, rows.inputs.form):
                     raise AffinageError(f"{row} and the rows before it mix encoded pictures with paths: expected one of them")
                 rows.add(item, target, row)
+    if not told:
+        return Table(first.kind, [], [], [], first.classes, ((name, UNLABELLED),), first.means)
     rows = rows or Growing(first.kind, Cells(bytes), means=first.means)
     for row, why in left_out:
         if why == UNLABELLED:
