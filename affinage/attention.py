@@ -1,9 +1,9 @@
 """Attention of a pass in bf16 on a CPU: exponentials alone, divided by their sum where the values have been summed up.
 
 The usual way (`eager_attention_forward` of BERT and of some seventy other families) turns the scores into fp32, takes torch's
-softmax, which needs 17 ns a number in rows shorter than a register, and turns them back: up to an eighth of a pass over such
-rows, and up to a twenty-fifth over those of a few dozen tokens (`benchmarks/attention.py`). What is rounded is the same. Where
-exponentials could be too large or too small, the usual way is gone.
+softmax, which is slow in rows shorter than a register, and turns them back: up to an eighth of a pass over such rows, and up to
+a twenty-fifth over those of a few dozen tokens (`benchmarks/attention.py`). What is rounded is the same. Where exponentials
+could be too large or too small, the usual way is gone.
 """
 
 from __future__ import annotations

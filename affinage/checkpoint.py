@@ -7,7 +7,6 @@ nothing is pickled. What every rank has is one more such file, so that torch's o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 
 from affinage import ranks, reach
 from affinage.errors import AffinageError
+from affinage.facts import digest, flush
 
 WHOLE = "tensors.safetensors"  # what every rank has
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -41,12 +41,6 @@ def interval() -> float:
         return float(text)
     except ValueError:
         raise AffinageError(f"AFFINAGE_CHECKPOINT_SECONDS is '{text}': expected seconds, such as 60") from None
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def random_state() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -94,9 +88,8 @@ def save(folder: Path, order: int, tensors: Mapping[str, torch.Tensor], state: M
         if missing := [name for name in manifest if not (part / name).exists()]:
             raise OSError(f"{missing[0]} is not there: the ranks do not write in the same folder any more")
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf8")
-        for name in part.iterdir():
-            with name.open("rb") as file:
-                os.fsync(file.fileno())
+        for written in part.iterdir():
+            flush(written)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         for old in sorted(folder.glob("step-*"))[:-KEPT]:

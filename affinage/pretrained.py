@@ -10,6 +10,7 @@ from typing import Any
 
 from affinage import starters
 from affinage.errors import AffinageError
+from affinage.facts import digest
 
 # The files of a model's folder that a run depends on; others may come and go.
 WEIGHTS = ("*.safetensors",)
@@ -159,11 +160,10 @@ def files_sum(source: Any, *, fresh: bool) -> str | None:
 
 
 def _file_sum(path: Path) -> str:
-    with path.open("rb") as file:
-        if path.name != "config.json":
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        said = json.load(file)  # by which version it was written says nothing
-        return json.dumps({name: value for name, value in said.items() if name != "transformers_version"}, sort_keys=True)
+    if path.name != "config.json":
+        return digest(path)
+    said = json.loads(path.read_text(encoding="utf8"))  # by which version it was written says nothing
+    return json.dumps({name: value for name, value in said.items() if name != "transformers_version"}, sort_keys=True)
 
 
 def named(model: Any, names: Sequence[str]) -> Any:

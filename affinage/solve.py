@@ -20,10 +20,8 @@ PENALTIES = tuple(
 RIDGES = tuple(10.0**p for p in np.arange(-2, 5.01, 0.5))
 FLOOR = 0.3  # of the features' usual spread: one that spreads less is scaled as if it spread so much
 THREADS = 4  # of a product with one vector, which is over in less than a millisecond
-STEPS, MANY = (
-    40,
-    16,
-)  # after so many steps of one fit it pays to look at second moments, where logits are so many times the features
+STEPS = 40  # of one fit after which it pays to look at the second moments of the features ...
+MANY = 16  # ... where there are so many times as many logits as features
 TINY = 4  # rows a class up to which leave-one-out ridge is used: too few for folds that hold every class
 
 

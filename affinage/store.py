@@ -26,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from affinage import hold
+from affinage.facts import digest
 from affinage.ragged import Column, Entry, Order, opened
 
 NAME = re.compile("[0-9a-f]{64}")  # of an entry: nothing else in the folder is ever touched
@@ -307,12 +308,6 @@ def folder() -> Path:
 def key(facts: Mapping[str, Any]) -> str:
     """The SHA-256 of what an entry depends on, as JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def in_memory(columns: Sequence[Column], lengths: np.ndarray) -> Writer:

@@ -97,8 +97,8 @@ def test_it_is_put_in_the_place_of_berts_alone_and_taken_away() -> None:
 def test_a_class_without_a_file() -> None:
     """As one has that was loaded by hand: there is nothing to be put in the place of."""
     lonely = type("Lonely", (nn.Linear,), {"__module__": "nowhere"})
-    with quick_attention(lonely(2, 2)):
-        pass
+    with quick_attention(layer := lonely(2, 2)):
+        assert layer(torch.ones(1, 2)).shape == (1, 2)
 
 
 def test_what_gives_other_numbers_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

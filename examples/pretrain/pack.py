@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from affinage.checkpoint import digest
 from affinage.errors import AffinageError
+from affinage.facts import digest
 from affinage.trained import OWN
 
 HERE = Path(__file__).resolve().parent
